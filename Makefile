@@ -1,0 +1,57 @@
+# Everything runs from .venv, which `make setup` builds; no environment needs to be active.
+#
+# Where there is no GPU, vLLM's CPU build wants PyTorch's CPU build, which is on PyTorch's own index
+# for CPUs and not on the usual one. If pip does not find it, give that index's address:
+#     PIP_EXTRA_INDEX_URL=<PyTorch's CPU index> make setup
+# (pip reads the variable from the environment, like any other setting of its own).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+BIN := .venv/bin
+# `engine` (vLLM for GPUs) where the driver answers, else `engine-cpu`; ENGINE=… decides otherwise
+ENGINE ?= $(shell if nvidia-smi >/dev/null 2>&1; then echo engine; else echo engine-cpu; fi)
+# one stamp a variant: a machine that gets a GPU is set up anew
+SETUP := .make/setup-$(ENGINE)
+MODEL := .make/tiny-model
+
+.PHONY: help setup demo check test format constraints clean
+
+help: ## say what each target does
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: $(SETUP) ## install everything into .venv; done once per change of the dependencies
+
+$(SETUP): pyproject.toml constraints.txt scripts/setup.sh
+	@scripts/setup.sh $(ENGINE)
+	@mkdir -p .make && rm -f .make/setup-* && touch $@
+
+$(MODEL)/model.safetensors: scripts/make_tiny_model.py | $(SETUP)
+	$(BIN)/python scripts/make_tiny_model.py $(MODEL)
+
+# --enforce-eager: without it torch compiles C++ first (half a minute more, and it needs g++)
+demo: $(SETUP) $(MODEL)/model.safetensors ## build examples/manifest.jsonl into out/demo with real vLLM
+	$(BIN)/earwitness build examples/manifest.jsonl out/demo --model $(MODEL) --dtype float32 --max-tokens 48 -- --enforce-eager
+
+check: $(SETUP) ## format, lint, strict types, import contracts, unit tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/unit
+
+test: check $(MODEL)/model.safetensors ## check, then every test: real vLLM, S3 and Prefect
+	$(BIN)/python -m pytest
+
+format: $(SETUP) ## format the code and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+constraints: $(SETUP) ## write constraints.txt from what .venv holds now
+	$(BIN)/python scripts/freeze_constraints.py constraints.txt
+
+clean: ## remove .venv, caches and outputs
+	rm -rf .venv .make out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,182 @@
+"""From a clip to what the model hears: mono, the model's rate, 16-bit PCM WAV.
+
+Numeric rules, each with where it comes from:
+
+- Channels are averaged with equal weight, in float64 (`librosa.to_mono`'s rule).
+- Resampling is `librosa.resample(res_type="soxr_hq")`: SoX's high-quality band-limited resampler,
+  librosa's own default; the result has `ceil(n · target / source)` samples.
+- float → 16 bit is `rint(x · 32768)` clipped to [-32768, 32767], the inverse of libsndfile's
+  int → float rule: 16-bit mono audio at the model's rate passes through sample for sample.
+- No dither and no change of level: the same bytes in give the same bytes out.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import secrets
+import wave
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from earwitness.audio.probe import check_duration, max_duration_s, open_clip
+from earwitness.errors import BadRecordError, FatalError
+from earwitness.records import Reason, Rejection, Stage
+from earwitness.settings import Silence, TooLong
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from earwitness.audio.sound import Samples, Sound
+    from earwitness.settings import AudioSettings
+
+_ABSURD_S = 24 * 3600.0
+"""Nobody cuts the first half minute out of a day: such a stream is refused, not counted through."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedClip:
+    """A clip made ready for the model.
+
+    Attributes:
+        duration_s: Of the whole clip.
+        heard_s: Of what was written; shorter only where policy cuts long clips.
+    """
+
+    duration_s: float
+    heard_s: float
+
+
+def decode(path: Path, destination: Path, policy: AudioSettings) -> DecodedClip:
+    """Decode a clip to mono 16-bit WAV at the model's rate.
+
+    Never holds more than the part the model hears in memory, whatever the clip's length.
+
+    Args:
+        path: The clip on local disk, already probed.
+        destination: The WAV file to write, whole or not at all.
+        policy: Rate, limits, what to do with long and with silent clips.
+
+    Returns:
+        How long the clip is and how much of it was written.
+
+    Raises:
+        BadRecordError: At `decode`: `truncated`, `not_finite`, `silent`, `clip_too_short`,
+            `clip_too_long`, `decode_failed`.
+        FatalError: The scratch folder's disk is full.
+    """
+    with open_clip(path, Stage.DECODE) as sound:
+        rate_hz = sound.sample_rate_hz
+        samples, duration_s = _heard(sound, policy)
+    check_duration(duration_s, policy, Stage.DECODE)
+    if policy.silence is Silence.REJECT:
+        _check_loud(samples, policy.silence_dbfs)
+    heard_s = duration_s if duration_s <= max_duration_s(policy) else len(samples) / rate_hz
+    pcm = to_pcm16(resample(samples, rate_hz, policy.sample_rate_hz))
+    _write(destination, pcm, policy.sample_rate_hz)
+    return DecodedClip(duration_s=duration_s, heard_s=round(heard_s, 6))
+
+
+def warm_up() -> None:
+    """Import and run the resampler once, so that a process forked from here has it ready."""
+    resample(np.zeros(441, dtype=np.float32), 44_100, 16_000)
+
+
+def resample(samples: Samples, source_hz: int, target_hz: int) -> Samples:
+    """Mono samples at another rate (`soxr_hq`); at the same rate, the very same samples."""
+    if source_hz == target_hz:
+        return samples
+    import librosa
+
+    return cast(
+        "Samples",
+        librosa.resample(samples, orig_sr=source_hz, target_sr=target_hz, res_type="soxr_hq"),
+    )
+
+
+def to_pcm16(samples: Samples) -> NDArray[np.int16]:
+    """Float samples as 16-bit integers; beyond full scale they clip."""
+    scaled: Samples = np.rint(samples * np.float32(32768))
+    return np.clip(scaled, -32768, 32767).astype(np.int16)
+
+
+def _heard(sound: Sound, policy: AudioSettings) -> tuple[Samples, float]:
+    """The part the model hears, mono, at the clip's own rate; and the whole clip's duration."""
+    wanted = math.floor(max_duration_s(policy) * sound.sample_rate_hz)
+    reject = policy.too_long is TooLong.REJECT
+    kept: list[Samples] = []
+    frames = 0
+    for block in sound.blocks():
+        if frames < wanted:
+            kept.append(_mono(block[: wanted - frames]))
+        frames += len(block)
+        if frames <= wanted:
+            continue
+        if reject or frames > _ABSURD_S * sound.sample_rate_hz:
+            limit_s = max_duration_s(policy) if reject else _ABSURD_S
+            raise _rejected(Reason.CLIP_TOO_LONG, f"the clip lasts longer than {limit_s:g} s")
+        if sound.frames is not None and sound.frames > wanted:
+            # the header tells the rest: no need to decode what nobody hears
+            frames = sound.frames
+            break
+    else:
+        _check_whole(sound, frames)
+    samples = np.concatenate(kept) if kept else np.zeros(0, dtype=np.float32)
+    return samples, round(frames / sound.sample_rate_hz, 6)
+
+
+def _mono(block: Samples) -> Samples:
+    if not np.isfinite(block).all():
+        raise _rejected(Reason.NOT_FINITE, "the clip holds samples that are not numbers (NaN, Inf)")
+    if block.shape[1] == 1:
+        return block[:, 0]
+    mean: NDArray[np.float64] = block.mean(axis=1, dtype=np.float64)
+    return mean.astype(np.float32)
+
+
+def _check_whole(sound: Sound, frames: int) -> None:
+    """Hold what was decoded against what the header promised."""
+    if sound.frames is None:
+        return
+    missing_s = (sound.frames - frames) / sound.sample_rate_hz
+    if missing_s > sound.tolerance_s:
+        detail = (
+            f"the header announces {sound.frames / sound.sample_rate_hz:.2f} s, "
+            f"only {frames / sound.sample_rate_hz:.2f} s are there"
+        )
+        raise _rejected(Reason.TRUNCATED, detail)
+
+
+def _check_loud(samples: Samples, silence_dbfs: float) -> None:
+    peak = float(np.max(np.abs(samples), initial=0.0))
+    if peak < 10 ** (silence_dbfs / 20):
+        level = f"{20 * math.log10(peak):.1f} dBFS" if peak > 0 else "digital silence"
+        detail = f"the clip is silent: its peak is {level}, the threshold {silence_dbfs:g} dBFS"
+        raise _rejected(Reason.SILENT, detail)
+
+
+def _write(destination: Path, pcm: NDArray[np.int16], rate_hz: int) -> None:
+    temporary = destination.with_name(f".tmp-{secrets.token_hex(6)}.wav")
+    try:
+        with temporary.open("wb") as file, wave.open(file, "wb") as writer:
+            writer.setnchannels(1)
+            writer.setsampwidth(2)
+            writer.setframerate(rate_hz)
+            writer.writeframes(pcm.astype("<i2").tobytes())
+        temporary.replace(destination)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise FatalError(f"no space left in {destination.parent}") from error
+        raise
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _rejected(reason: Reason, detail: str) -> BadRecordError:
+    return BadRecordError(Rejection(Stage.DECODE, reason, detail))

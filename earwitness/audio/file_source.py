@@ -1,0 +1,153 @@
+"""Clips in local folders, and on whatever else fsspec opens, read by threads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat as stats
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from earwitness.audio.sink import CHUNK_BYTES
+from earwitness.audio.source import Found, bad_uri, missing, raise_ours
+from earwitness.errors import BadRecordError, StorageUnavailableError
+from earwitness.records import Stage, Stamp
+from earwitness.storage import filesystem, local_path, stamp_of, translated
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from earwitness.audio.sink import ClipSink
+
+TRUSTED_AGE_NS = 2_000_000_000
+"""A file modified within 2 s of the read may change again under the same time stamp."""
+
+
+class FileSource:
+    """Local files."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="clips")
+
+    async def fetch(self, uri: str, sink: ClipSink) -> Stamp | None:
+        """See `ClipSource.fetch`."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, _read_file, uri, sink)
+
+    async def stat(self, uris: Sequence[str]) -> dict[str, Found]:
+        """See `ClipSource.stat`."""
+        loop = asyncio.get_running_loop()
+        # a few hundred at once: handing each one alone to a thread costs more than asking
+        parts = [uris[start : start + 256] for start in range(0, len(uris), 256)]
+        jobs = [loop.run_in_executor(self._threads, _stat_files, part) for part in parts]
+        found: dict[str, Found] = {}
+        for result in await asyncio.gather(*jobs):
+            found.update(result)
+        return found
+
+    async def close(self) -> None:
+        """See `ClipSource.close`."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class AnySource:
+    """Storage that only fsspec's own blocking calls reach."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="clips-any")
+
+    async def fetch(self, uri: str, sink: ClipSink) -> Stamp | None:
+        """See `ClipSource.fetch`."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, _read_any, uri, sink)
+
+    async def stat(self, uris: Sequence[str]) -> dict[str, Found]:
+        """See `ClipSource.stat`."""
+        loop = asyncio.get_running_loop()
+        jobs = [loop.run_in_executor(self._threads, _stat_any, uri) for uri in uris]
+        return dict(zip(uris, await asyncio.gather(*jobs), strict=True))
+
+    async def close(self) -> None:
+        """See `ClipSource.close`."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _read_file(uri: str, sink: ClipSink) -> Stamp | None:
+    try:
+        file = open(local_path(uri), "rb", buffering=0, opener=_not_waiting)  # noqa: SIM115 - closed below
+    except ValueError:
+        raise BadRecordError(bad_uri(uri)) from None
+    except OSError as error:
+        raise_ours(error, uri, Stage.FETCH)
+    with file:
+        before = os.fstat(file.fileno())
+        if not stats.S_ISREG(before.st_mode):
+            raise BadRecordError(missing(uri))
+        sink.expect(before.st_size)
+        read_ns = time.time_ns()
+        with translated(uri):
+            while chunk := file.read(CHUNK_BYTES):
+                sink.write(chunk)
+        after = os.fstat(file.fileno())
+    if _version(before) != _version(after) or sink.size_bytes != after.st_size:
+        raise StorageUnavailableError(f"{uri} changed while it was read")
+    if read_ns - after.st_mtime_ns < TRUSTED_AGE_NS:
+        return None
+    return Stamp(after.st_size, _version(after))
+
+
+def _not_waiting(path: str, flags: int) -> int:
+    # a named pipe would be waited for until somebody writes into it
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns}:{status.st_ino}"
+
+
+def _stat_files(uris: Sequence[str]) -> dict[str, Found]:
+    return {uri: _stat_file(uri) for uri in uris}
+
+
+def _stat_file(uri: str) -> Found:
+    try:
+        status = local_path(uri).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return missing(uri, Stage.RESOLVE)
+    except (OSError, ValueError):
+        return None
+    return Stamp(status.st_size, _version(status)) if stats.S_ISREG(status.st_mode) else None
+
+
+def _any_stamp(uri: str) -> Stamp | None:
+    stamp = stamp_of(uri)
+    return stamp if stamp.version else None
+
+
+def _read_any(uri: str, sink: ClipSink) -> Stamp | None:
+    try:
+        before = _any_stamp(uri)
+        with translated(uri):
+            fs, path = filesystem(uri)
+            with fs.open(path, "rb") as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    sink.write(chunk)
+        after = _any_stamp(uri)
+    except (TypeError, ValueError):
+        # file systems that want more than an address (zip:// without its archive)
+        raise BadRecordError(bad_uri(uri)) from None
+    except OSError as error:
+        raise_ours(error, uri, Stage.FETCH)
+    if before != after or (after is not None and after.size_bytes != sink.size_bytes):
+        raise StorageUnavailableError(f"{uri} changed while it was read")
+    return after
+
+
+def _stat_any(uri: str) -> Found:
+    try:
+        return _any_stamp(uri)
+    except FileNotFoundError:
+        return missing(uri, Stage.RESOLVE)
+    except (OSError, TypeError, ValueError):
+        return None

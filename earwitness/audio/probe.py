@@ -1,0 +1,147 @@
+"""What can be known of a clip from its header, before any decoding."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from earwitness.audio import headers
+from earwitness.audio.sound import opened
+from earwitness.errors import BadRecordError
+from earwitness.records import Reason, Rejection, Stage
+from earwitness.settings import TooLong
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from earwitness.audio.sound import Sound
+    from earwitness.settings import AudioSettings
+
+MAX_CHANNELS = 8
+MIN_RATE_HZ = 4_000
+MAX_RATE_HZ = 384_000
+DEFAULT_MAX_DURATION_S = 30.0
+"""What Qwen2-Audio hears; used where neither settings nor the model name a limit."""
+
+_DECODER_FAILURES = (ArithmeticError, LookupError, RuntimeError, ValueError)
+"""What the decoders' bindings raise on damaged data besides their own errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbedClip:
+    """A clip's header.
+
+    Attributes:
+        container: Lower-case name: `wav`, `flac`, `ogg`, `mp3`, `mp4`, ….
+        codec: Lower-case name: `pcm_16`, `vorbis`, `aac`, ….
+        sample_rate_hz: As stored.
+        channels: As stored.
+        duration_s: As announced; None where only decoding can tell.
+    """
+
+    container: str
+    codec: str
+    sample_rate_hz: int
+    channels: int
+    duration_s: float | None
+
+
+def max_duration_s(policy: AudioSettings) -> float:
+    """The longest clip the model hears under this policy."""
+    return policy.max_duration_s or DEFAULT_MAX_DURATION_S
+
+
+def probe(path: Path, policy: AudioSettings) -> ProbedClip:
+    """Look at a clip's header and length, without decoding it.
+
+    Args:
+        path: The clip on local disk.
+        policy: Limits to hold it against.
+
+    Returns:
+        What the header says.
+
+    Raises:
+        BadRecordError: At `validate`: `not_audio`, `truncated`, `unsupported_audio`,
+            `clip_too_short`, `clip_too_long`, or `decode_failed` for a header too damaged to read.
+    """
+    with open_clip(path) as sound:
+        frames = sound.frames
+        clip = ProbedClip(
+            container=sound.container,
+            codec=sound.codec,
+            sample_rate_hz=sound.sample_rate_hz,
+            channels=sound.channels,
+            duration_s=None if frames is None else round(frames / sound.sample_rate_hz, 6),
+        )
+    if clip.duration_s is not None:
+        check_duration(clip.duration_s, policy, Stage.VALIDATE)
+    return clip
+
+
+@contextmanager
+def open_clip(path: Path, stage: Stage = Stage.VALIDATE) -> Iterator[Sound]:
+    """Open a clip whose file is whole and whose rate and channels are supported.
+
+    Args:
+        path: The clip on local disk.
+        stage: Where a decoder that fails inside the block is reported.
+
+    Yields:
+        The opened clip.
+
+    Raises:
+        BadRecordError: `not_audio`, `truncated`, `unsupported_audio`, `decode_failed`.
+    """
+    missing = headers.missing_bytes(path)
+    if missing:
+        raise _rejected(
+            Reason.TRUNCATED,
+            f"the clip ends {missing:,} bytes before the end its header announces",
+        )
+    try:
+        with opened(path) as sound:
+            _check_shape(sound)
+            yield sound
+    except MemoryError:
+        detail = "decoding needs more memory than a clip is allowed"
+        raise _rejected(Reason.DECODE_FAILED, detail, stage) from None
+    except _DECODER_FAILURES as error:
+        detail = f"the decoder fails on this clip ({type(error).__name__})"
+        raise _rejected(Reason.DECODE_FAILED, detail, stage) from error
+
+
+def check_duration(duration_s: float, policy: AudioSettings, stage: Stage) -> None:
+    """Hold a clip's duration against the policy.
+
+    Raises:
+        BadRecordError: `clip_too_short`, or `clip_too_long` where policy is to reject.
+    """
+    if duration_s < policy.min_duration_s or duration_s == 0:
+        detail = f"the clip lasts {duration_s:g} s, the shortest allowed is "
+        detail += f"{policy.min_duration_s:g} s"
+        raise _rejected(Reason.CLIP_TOO_SHORT, detail, stage)
+    longest_s = max_duration_s(policy)
+    if duration_s > longest_s and policy.too_long is TooLong.REJECT:
+        detail = f"the clip lasts {duration_s:g} s, the longest the model hears is {longest_s:g} s"
+        raise _rejected(Reason.CLIP_TOO_LONG, detail, stage)
+
+
+def _check_shape(sound: Sound) -> None:
+    if not 1 <= sound.channels <= MAX_CHANNELS:
+        raise _rejected(
+            Reason.UNSUPPORTED_AUDIO,
+            f"the clip has {sound.channels} channels, 1 to {MAX_CHANNELS} are supported",
+        )
+    if not MIN_RATE_HZ <= sound.sample_rate_hz <= MAX_RATE_HZ:
+        raise _rejected(
+            Reason.UNSUPPORTED_AUDIO,
+            f"the clip's sample rate is {sound.sample_rate_hz} Hz, "
+            f"{MIN_RATE_HZ} to {MAX_RATE_HZ} are supported",
+        )
+
+
+def _rejected(reason: Reason, detail: str, stage: Stage = Stage.VALIDATE) -> BadRecordError:
+    return BadRecordError(Rejection(stage, reason, detail))

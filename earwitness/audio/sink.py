@@ -1,0 +1,91 @@
+"""Where a clip's bytes go while they arrive: hashed, counted, named by their SHA-256."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import secrets
+from typing import TYPE_CHECKING
+
+from earwitness.errors import BadRecordError, FatalError
+from earwitness.records import Reason, Rejection, Stage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CHUNK_BYTES = 2**20
+"""How much of a clip is in memory at once."""
+
+
+class ClipSink:
+    """A temporary file that becomes `folder/<sha256>` once whole.
+
+    Args:
+        folder: Where the clip is to lie.
+        max_bytes: A larger clip is rejected, at the latest when this much has arrived.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._temporary = folder / f".tmp-{secrets.token_hex(6)}"
+        self._sha256 = hashlib.sha256()
+        self._file = self._temporary.open("wb", buffering=0)
+        self.size_bytes = 0
+
+    def expect(self, size_bytes: int | None) -> None:
+        """Refuse a clip by its announced size, before its bytes come.
+
+        Raises:
+            BadRecordError: `clip_too_large`.
+        """
+        if size_bytes is not None and size_bytes > self._max_bytes:
+            detail = (
+                f"the clip has {size_bytes:,} bytes, {self._max_bytes:,} are allowed "
+                "(audio.max_clip_bytes)"
+            )
+            raise BadRecordError(Rejection(Stage.FETCH, Reason.CLIP_TOO_LARGE, detail))
+
+    def write(self, chunk: bytes) -> None:
+        """Take the next bytes.
+
+        Raises:
+            BadRecordError: `clip_too_large`.
+            FatalError: The scratch folder's disk is full.
+        """
+        self.size_bytes += len(chunk)
+        if self.size_bytes > self._max_bytes:
+            detail = f"the clip has more than {self._max_bytes:,} bytes (audio.max_clip_bytes)"
+            raise BadRecordError(Rejection(Stage.FETCH, Reason.CLIP_TOO_LARGE, detail))
+        self._sha256.update(chunk)
+        rest = memoryview(chunk)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise FatalError(f"no space left in the scratch folder {self._folder}") from error
+            raise
+
+    def finish(self) -> tuple[str, Path]:
+        """Give the clip its name.
+
+        Returns:
+            Its SHA-256 in hex, and where it lies.
+
+        Raises:
+            BadRecordError: `clip_empty`.
+        """
+        if self.size_bytes == 0:
+            detail = "the clip has no bytes at all"
+            raise BadRecordError(Rejection(Stage.FETCH, Reason.CLIP_EMPTY, detail))
+        self._file.close()
+        sha256 = self._sha256.hexdigest()
+        path = self._folder / sha256
+        self._temporary.replace(path)
+        return sha256, path
+
+    def discard(self) -> None:
+        """Leave nothing behind; harmless after `finish`."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)

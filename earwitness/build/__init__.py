@@ -1,0 +1,1 @@
+"""A build from plan to publication, stage by stage, on any storage."""

@@ -1,0 +1,194 @@
+"""A batch on its way through fetch, validate, decode and generate.
+
+Between the stages a batch is a small JSON file in its scratch folder; only its reference travels
+from task to task. After generate it is one Parquet segment under the build's `work/`: the
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter
+
+from earwitness.build.layout import work_path
+from earwitness.cache.segments import parquet_bytes
+from earwitness.cache.tables import (
+    OUTCOME_COLUMNS,
+    ClipSighting,
+    outcome_from_row,
+    outcome_row,
+    sighting_from_row,
+    sighting_row,
+)
+from earwitness.identity import KEY_VERSION
+from earwitness.records import HeardClip, Outcome, Rejection
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from earwitness.build.layout import Build
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRef:
+    """What travels between tasks: where a batch is, never what is in it.
+
+    Attributes:
+        build: The build's address.
+        shard: Number of the shard.
+        batch: Number of the batch inside the shard.
+        rows: How many records it holds.
+        digest: Over the batch's cache keys, once they are known; names its segment.
+    """
+
+    build: str
+    shard: int
+    batch: int
+    rows: int
+    digest: str = ""
+
+    @property
+    def segment(self) -> str:
+        """Path of the batch's segment inside the build."""
+        return f"{work_path(self.shard)}/batch-{self.batch:05d}-{self.digest}.parquet"
+
+
+@dataclass(slots=True)
+class ClipState:
+    """One clip of a batch, by content once fetched."""
+
+    uri: str
+    sha256: str | None = None
+    rejection: Rejection | None = None
+    heard: HeardClip | None = None
+
+
+@dataclass(slots=True)
+class RowState:
+    """One record of a batch; `outcome` is set as soon as it is decided."""
+
+    row: int
+    clips: list[str]
+    messages: list[Any]
+    cache_key: str = ""
+    outcome: Outcome | None = None
+    reused: bool = False
+
+
+@dataclass(slots=True)
+class Batch:
+    """The records of a batch, their clips by URI, and what fetching told of these."""
+
+    rows: list[RowState]
+    clips: dict[str, ClipState] = field(default_factory=dict)
+    sightings: list[ClipSighting] = field(default_factory=list)
+
+    def open_rows(self) -> list[RowState]:
+        """Records whose outcome is not decided yet."""
+        return [row for row in self.rows if row.outcome is None]
+
+    def open_clips(self) -> dict[str, list[ClipState]]:
+        """Clips that undecided records still need, grouped by content."""
+        found: dict[str, list[ClipState]] = {}
+        wanted = dict.fromkeys(uri for row in self.open_rows() for uri in row.clips)
+        for uri in wanted:
+            clip = self.clips[uri]
+            if clip.sha256 is not None and clip.rejection is None:
+                found.setdefault(clip.sha256, []).append(clip)
+        return found
+
+    def reject_rows(self, max_tokens: int) -> None:
+        """Decide every undecided record that has a rejected clip; its first one counts."""
+        for row in self.open_rows():
+            for number, uri in enumerate(row.clips, start=1):
+                rejection = self.clips[uri].rejection
+                if rejection is not None:
+                    where = f"clip {number} of {len(row.clips)}: " if len(row.clips) > 1 else ""
+                    told = Rejection(rejection.stage, rejection.reason, where + rejection.detail)
+                    heard = tuple(
+                        clip.heard for clip in map(self.clips.__getitem__, row.clips) if clip.heard
+                    )
+                    row.outcome = Outcome(
+                        row.cache_key, None, told, clips=heard, max_tokens=max_tokens
+                    )
+                    break
+
+
+_BATCH: TypeAdapter[Batch] = TypeAdapter(Batch)
+
+
+def save_batch(folder: Path, stage: str, batch: Batch) -> None:
+    """Keep a batch as it is after a stage."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{stage}.tmp"
+    temporary.write_bytes(_BATCH.dump_json(batch))
+    temporary.replace(folder / f"{stage}.json")
+
+
+def load_batch(folder: Path, stage: str) -> Batch:
+    """A batch as it was after a stage."""
+    return _BATCH.validate_json((folder / f"{stage}.json").read_bytes())
+
+
+def keys_digest(batch: Batch) -> str:
+    """What a batch asks, in 16 hex digits: its cache keys, and rows where clips are unknown."""
+    asked = [KEY_VERSION, *(row.cache_key or f"row {row.row}" for row in batch.rows)]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A row's outcome as a segment holds it."""
+
+    row: int
+    outcome: Outcome
+    reused: bool
+
+
+_SEGMENT_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64()),
+        pa.field("cache_key", pa.string()),
+        pa.field("reused", pa.bool_()),
+        *OUTCOME_COLUMNS,
+    ]
+)
+_SIGHTINGS_KEY = b"earwitness.sightings"
+
+
+def write_segment(
+    build: Build, path: str, decided: list[Decided], sightings: list[ClipSighting]
+) -> None:
+    """Write decided rows as one segment: the checkpoint."""
+    rows = [
+        {
+            "row": one.row,
+            "cache_key": one.outcome.cache_key,
+            "reused": one.reused,
+            **outcome_row(one.outcome),
+        }
+        for one in decided
+    ]
+    seen = json.dumps([sighting_row(sighting) for sighting in sightings])
+    metadata = {_SIGHTINGS_KEY: seen.encode()}
+    table = pa.Table.from_pylist(rows, schema=_SEGMENT_SCHEMA.with_metadata(metadata))
+    build.store.write_bytes(path, parquet_bytes(table, 4096))
+
+
+def read_segment(build: Build, path: str) -> tuple[list[Decided], list[ClipSighting]]:
+    """Decided rows and clip sightings of one segment."""
+    with build.store.open(path) as file:
+        table = pq.read_table(file)
+    decided = [
+        Decided(row["row"], outcome_from_row(row["cache_key"], row), row["reused"])
+        for row in table.to_pylist()
+    ]
+    seen = json.loads((table.schema.metadata or {})[_SIGHTINGS_KEY])
+    sightings = [sighting_from_row(row) for row in seen]
+    return decided, sightings

@@ -1,0 +1,83 @@
+"""The dataset card: what a person, and `datasets.load_dataset`, need to know of a build."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import yaml
+
+from earwitness.manifest.fields import OutputFields
+from earwitness.settings import Format
+
+if TYPE_CHECKING:
+    from earwitness.build.layout import Counts, Plan
+
+_SECONDS_AN_HOUR = 3600
+
+
+def dataset_card(plan: Plan, counts: Counts) -> str:
+    """A build's README.md: YAML header for loaders, then plain facts.
+
+    Args:
+        plan: The frozen plan.
+        counts: The build's ledger.
+
+    Returns:
+        Markdown.
+    """
+    layout = plan.settings.layout
+    parquet = Format.PARQUET in layout.formats
+    pattern = "data/*.parquet" if parquet else "data/*.jsonl"
+    header = {
+        "configs": [
+            {"config_name": "default", "data_files": [{"split": "train", "path": pattern}]}
+        ],
+        "tags": ["audio", "question-answering", "earwitness"],
+    }
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {plan.build}",
+        "",
+        (
+            f"{counts.answered:,} answers by {plan.model['name']} to {counts.rows:,} questions "
+            f"about {counts.audio_s / _SECONDS_AN_HOUR:.2f} hours of audio."
+        ),
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| rows in the manifest | {counts.rows:,} |",
+        f"| answered | {counts.answered:,} |",
+        f"| of them cut by max_tokens | {counts.cut_by_max_tokens:,} |",
+        f"| rejected | {counts.rejected:,} |",
+        f"| tokens asked, answered | {counts.prompt_tokens:,}, {counts.completion_tokens:,} |",
+        f"| model | {plan.model['name']} ({plan.model['kind']} {plan.model['version']}) |",
+        f"| sampling | {_sampling(plan)} |",
+        f"| planned | {plan.planned_at} |",
+        "",
+        (
+            f"Each row: the manifest's fields, `{layout.answer_column}`, and "
+            f"`{layout.provenance_column}` (row in the manifest, finish reason, token counts, "
+            "SHA-256 and length of each clip, cache key)."
+        ),
+    ]
+    if counts.reasons:
+        lines += ["", "## Rejected", "", "| reason | rows |", "| --- | --- |"]
+        lines += [f"| {reason} | {count:,} |" for reason, count in counts.reasons.items()]
+    as_json = OutputFields.from_json(plan.fields).json_fields
+    if as_json:
+        lines += [
+            "",
+            "Fields that held values of conflicting types are JSON text in the Parquet files: "
+            + ", ".join(f"`{name}`" for name in sorted(as_json))
+            + ".",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _sampling(plan: Plan) -> str:
+    sampling = plan.settings.sampling.model_dump(mode="json")
+    told = ", ".join(f"{name} {value}" for name, value in sampling.items())
+    return f"{told}, max_tokens {plan.settings.max_tokens}"

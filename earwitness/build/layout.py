@@ -1,0 +1,253 @@
+"""Where everything of a build lies, and the three small documents that describe it."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from earwitness.cache import SegmentCache, clip_cache, outcome_cache
+from earwitness.errors import BuildNotFoundError
+from earwitness.records import Json
+from earwitness.settings import BuildSettings
+from earwitness.storage import Store
+
+PLAN_VERSION = 1
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_bytes(self) -> bytes:
+        """The document as it is stored."""
+        return (
+            json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+        ).encode()
+
+
+class ShardPlan(_Document):
+    """One shard of a plan: which rows, and the digest of the file that holds them."""
+
+    first_row: int
+    rows: int
+    rejected: int
+    sha256: str
+
+
+class ManifestFacts(_Document):
+    """The manifest as it was when the build was planned."""
+
+    uri: str
+    stamp: str
+    sha256: str
+    bytes: int
+
+
+class Plan(_Document):
+    """A frozen build: once this is stored nothing re-plans.
+
+    Attributes:
+        settings: Resolved settings: addresses absolute, the question's text, the model's limits.
+        identity: What two runs must share to be the same build (see `plan.plan_identity`).
+        question_digest: What all cache keys of the build share.
+        fields: The output schema, as `OutputFields` writes it.
+    """
+
+    version: int = PLAN_VERSION
+    earwitness: str
+    build: str
+    planned_at: str
+    manifest: ManifestFacts
+    settings: BuildSettings
+    model: Json
+    identity: str
+    question_digest: str
+    fields: Json
+    rows: int
+    shards: tuple[ShardPlan, ...]
+
+
+class Gates(_Document):
+    """What may change when a build is continued.
+
+    Attributes:
+        max_rejected: Largest share of rejections that is published.
+        retry_reasons: Remembered rejections with these reasons are asked again.
+    """
+
+    max_rejected: float
+    retry_reasons: tuple[str, ...] = ()
+
+
+class StoredFile(_Document):
+    """A file a receipt vouches for."""
+
+    path: str
+    sha256: str
+    bytes: int
+    rows: int
+
+
+class Counts(_Document):
+    """A ledger: rows = answered + rejected, answered = generated + reused."""
+
+    rows: int = 0
+    answered: int = 0
+    generated: int = 0
+    reused: int = 0
+    rejected: int = 0
+    transient: int = 0
+    reasons: dict[str, int] = {}
+    cut_by_max_tokens: int = 0
+    audio_s: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def balanced(self) -> bool:
+        """True when no row is lost or counted twice."""
+        return (
+            self.rows == self.answered + self.rejected
+            and self.answered == self.generated + self.reused
+            and self.rejected == sum(self.reasons.values())
+        )
+
+    def __add__(self, other: Counts) -> Counts:
+        reasons = dict(self.reasons)
+        for reason, count in other.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+        numbers = {
+            name: getattr(self, name) + getattr(other, name)
+            for name in type(self).model_fields
+            if name != "reasons"
+        }
+        return Counts(reasons=dict(sorted(reasons.items())), **numbers)
+
+
+class Receipt(_Document):
+    """Written last when a shard is whole; the shard is done if and only if it is there."""
+
+    shard: int
+    counts: Counts
+    files: tuple[StoredFile, ...]
+
+
+class Build:
+    """One build's folder on storage.
+
+    Args:
+        output: Folder or URL datasets are published under.
+        build: The build's id.
+    """
+
+    def __init__(self, output: str, build: str) -> None:
+        self.output = Store(output)
+        self.id = build
+        self.store = self.output.sub(f"builds/{build}")
+
+    @classmethod
+    def at(cls, uri: str) -> Build:
+        """The build at `OUTPUT/builds/<id>`."""
+        output, _, build = uri.rstrip("/").rpartition("/builds/")
+        return cls(output, build)
+
+    @property
+    def uri(self) -> str:
+        """The build's address; what flows hand to each other."""
+        return self.store.root
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The frozen plan.
+
+        Raises:
+            BuildNotFoundError: The build does not exist or was never planned to the end.
+        """
+        try:
+            return Plan.model_validate_json(self.store.read_bytes("plan.json"))
+        except FileNotFoundError:
+            raise BuildNotFoundError(f"{self.uri} holds no plan (plan.json is missing)") from None
+
+    @property
+    def gates(self) -> Gates:
+        """The gates as last set."""
+        try:
+            return Gates.model_validate_json(self.store.read_bytes("gates.json"))
+        except FileNotFoundError:
+            return Gates(max_rejected=self.plan.settings.max_rejected)
+
+    def set_gates(self, gates: Gates) -> None:
+        """Change the gates of a build that is continued."""
+        self.store.write_bytes("gates.json", gates.to_bytes())
+
+    @property
+    def published(self) -> bool:
+        """True once `build.json` is there."""
+        return self.store.exists("build.json")
+
+    def facts(self) -> dict[str, Any]:
+        """`build.json` of a published build.
+
+        Raises:
+            BuildNotFoundError: The build is not published.
+        """
+        try:
+            facts: dict[str, Any] = json.loads(self.store.read_bytes("build.json"))
+        except FileNotFoundError:
+            raise BuildNotFoundError(f"{self.uri} is not published") from None
+        return facts
+
+    def receipt(self, shard: int) -> Receipt | None:
+        """A shard's receipt, or None while the shard is not done."""
+        try:
+            return Receipt.model_validate_json(self.store.read_bytes(receipt_path(shard)))
+        except FileNotFoundError:
+            return None
+
+    def done_shards(self) -> set[int]:
+        """Numbers of the shards that have a receipt (one listing, whatever the build's size)."""
+        return {
+            int(path.removeprefix("receipts/shard-").removesuffix(".json"))
+            for path in self.store.sizes("receipts")
+        }
+
+    def missing_shards(self) -> list[int]:
+        """Numbers of the shards still to do, in order."""
+        done = self.done_shards()
+        return [number for number in range(len(self.plan.shards)) if number not in done]
+
+    @cached_property
+    def outcomes(self) -> SegmentCache:
+        """The output's outcome cache."""
+        return outcome_cache(self.output.sub("cache"))
+
+    @cached_property
+    def sightings(self) -> SegmentCache:
+        """The output's clip cache."""
+        return clip_cache(self.output.sub("cache"))
+
+    def segment_name(self, shard: int) -> str:
+        """The name of a shard's cache segments; sorts by planning time."""
+        return f"{self.plan.planned_at.replace(':', '')}-{self.id}{shard_mark(shard)}"
+
+
+def shard_mark(shard: int) -> str:
+    """The part of a cache segment's name that says which shard it came from."""
+    return f".shard-{shard:05d}"
+
+
+def shard_path(shard: int) -> str:
+    """The rows of a shard."""
+    return f"plan/shard-{shard:05d}.jsonl"
+
+
+def receipt_path(shard: int) -> str:
+    """The receipt of a shard."""
+    return f"receipts/shard-{shard:05d}.json"
+
+
+def work_path(shard: int) -> str:
+    """The folder of a shard's unfinished work."""
+    return f"work/shard-{shard:05d}"

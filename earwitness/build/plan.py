@@ -1,0 +1,206 @@
+"""Plan: read the manifest once, lint every line, and freeze the build."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+import earwitness
+from earwitness.build.layout import Build, Gates, ManifestFacts, Plan, ShardPlan, shard_path
+from earwitness.errors import BuildNotFoundError, ManifestError
+from earwitness.identity import question_digest
+from earwitness.manifest.clips import audio_root_hint
+from earwitness.manifest.fields import SchemaBuilder
+from earwitness.manifest.lint import Linter, lint_rules
+from earwitness.manifest.reader import open_manifest
+from earwitness.progress import Planning, tell
+from earwitness.storage import Store, stamp_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from earwitness.identity import ModelIdentity
+    from earwitness.manifest.reader import ManifestSource
+    from earwitness.records import PlannedRow
+    from earwitness.settings import BuildSettings
+
+_TELL_EVERY_ROWS = 5_000
+_HINT_ROWS = 20
+_RESUMABLE_BUILDS = 50
+
+
+def plan_identity(settings: BuildSettings, model: ModelIdentity) -> str:
+    """What two runs must share to be the same build: frozen settings and the model's identity."""
+    text = f"{settings.frozen_digest()}:{model.digest()}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def manifest_stamp(uri: str) -> str:
+    """The manifest's size and version now; empty where storage does not say or it is not there."""
+    try:
+        stamp = stamp_of(uri)
+    except (OSError, ValueError):
+        return ""
+    return str(stamp) if stamp.version else ""
+
+
+def find_unpublished(output: str, identity: str, stamp: str) -> Build | None:
+    """The newest unpublished build of an output that a run with this identity continues.
+
+    Args:
+        output: Folder or URL datasets are published under.
+        identity: `plan_identity` of the run.
+        stamp: The manifest's stamp now; an unknown one never matches.
+    """
+    if not stamp:
+        return None
+    builds = sorted(Store(output).folders("builds"), key=_started, reverse=True)
+    for name in builds[:_RESUMABLE_BUILDS]:
+        build = Build(output, name)
+        try:
+            plan = build.plan
+        except (BuildNotFoundError, ValueError):
+            continue  # killed before it was planned, or written by another version
+        if build.published:
+            continue
+        if plan.identity == identity and plan.manifest.stamp == stamp:
+            return build
+    return None
+
+
+def _started(name: str) -> str:
+    """The part of a build's id that sorts by time."""
+    return "-".join(name.rsplit("-", 2)[-2:])
+
+
+def plan_build(
+    build: Build, settings: BuildSettings, model: ModelIdentity, planned_at: datetime
+) -> Plan:
+    """Freeze a build: shards' rows as files, the plan last. A plan that exists is kept as it is.
+
+    Args:
+        build: Where it goes.
+        settings: Resolved settings.
+        model: Which model will answer.
+        planned_at: The build's scheduled start, in UTC.
+
+    Returns:
+        The frozen plan.
+
+    Raises:
+        ManifestError: The manifest as a whole cannot be read.
+        SettingsError: A manifest field is named like one of ours.
+    """
+    try:
+        return build.plan
+    except BuildNotFoundError:
+        pass
+    linter = Linter(lint_rules(settings, settings.question))
+    size = settings.layout.shard_rows
+    with open_manifest(settings.manifest, max_line_bytes=settings.input.max_line_bytes) as source:
+        fields = SchemaBuilder(source.schema)
+        rows = _linted(source, linter, fields)
+        rows = _with_hint(rows, settings)
+        shards: list[ShardPlan] = []
+        while (shard := _write_shard(build, len(shards), islice(rows, size))) is not None:
+            shards.append(shard)
+        manifest = ManifestFacts(
+            uri=source.uri,
+            stamp=source.stamp or "",
+            sha256=source.digest,
+            bytes=source.read_bytes,
+        )
+    plan = Plan(
+        earwitness=earwitness.__version__,
+        build=build.id,
+        planned_at=planned_at.isoformat(timespec="seconds"),
+        manifest=manifest,
+        settings=settings,
+        model=asdict(model),
+        identity=plan_identity(settings, model),
+        question_digest=question_digest(model, settings.sampling, settings.audio),
+        fields=fields.finish().to_json(),
+        rows=sum(shard.rows for shard in shards),
+        shards=tuple(shards),
+    )
+    build.set_gates(Gates(max_rejected=settings.max_rejected))
+    build.store.write_bytes("plan.json", plan.to_bytes())
+    return plan
+
+
+def copy_plan(source: Build, target: Build, planned_at: datetime, gates: Gates) -> Plan:
+    """Start a new build over the rows of an earlier one.
+
+    Args:
+        source: A planned build.
+        target: The new build.
+        planned_at: The new build's start, in UTC.
+        gates: The new build's gates, among them the reasons to ask again.
+
+    Returns:
+        The new build's plan.
+    """
+    plan = source.plan.model_copy(
+        update={"build": target.id, "planned_at": planned_at.isoformat(timespec="seconds")}
+    )
+    for number in range(len(plan.shards)):
+        data = source.store.read_bytes(shard_path(number))
+        target.store.write_bytes(shard_path(number), data)
+    target.set_gates(gates)
+    target.store.write_bytes("plan.json", plan.to_bytes())
+    return plan
+
+
+def _linted(
+    source: ManifestSource, linter: Linter, fields: SchemaBuilder
+) -> Iterator[tuple[PlannedRow, bytes]]:
+    for line in source:
+        planned, text = linter.plan(line)
+        if planned.rejection is None and planned.record is not None:
+            fields.add(planned.record, len(text))
+        if source.rows % _TELL_EVERY_ROWS == 0:
+            tell(Planning(source.rows))
+        yield planned, text
+
+
+def _with_hint(
+    rows: Iterator[tuple[PlannedRow, bytes]], settings: BuildSettings
+) -> Iterator[tuple[PlannedRow, bytes]]:
+    """Stop at the start when the manifest's clips exist only relative to the working directory."""
+    first = list(islice(rows, _HINT_ROWS))
+    paths: list[str] = []
+    for planned, _ in first:
+        audio = (planned.record or {}).get(settings.input.audio_column)
+        named = [audio] if isinstance(audio, str) else audio if isinstance(audio, list) else []
+        paths += [path for path in named if isinstance(path, str)]
+    hint = audio_root_hint(paths, settings.input.audio_root or "")
+    if hint is not None:
+        raise ManifestError(hint)
+    yield from first
+    yield from rows
+
+
+def _write_shard(
+    build: Build, number: int, rows: Iterator[tuple[PlannedRow, bytes]]
+) -> ShardPlan | None:
+    """Write the next shard's rows as one file; None where no rows are left."""
+    digest = hashlib.sha256()
+    first, count, rejected = -1, 0, 0
+    with tempfile.NamedTemporaryFile(prefix="earwitness-plan-") as file:
+        for planned, text in rows:
+            first = planned.row if first < 0 else first
+            count += 1
+            rejected += planned.rejection is not None
+            line = text + b"\n"
+            digest.update(line)
+            cast("BinaryIO", file).write(line)
+        if not count:
+            return None
+        file.flush()
+        build.store.upload(Path(file.name), shard_path(number))
+    return ShardPlan(first_row=first, rows=count, rejected=rejected, sha256=digest.hexdigest())

@@ -1,0 +1,127 @@
+"""Settings as a person gave them, made definite: addresses, the question, the model, its limits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from earwitness.engine.client import Engine
+from earwitness.errors import SettingsError
+from earwitness.identity import ModelIdentity, identify_model
+from earwitness.settings import QUESTIONS, BuildSettings
+from earwitness.storage import absolute_uri, parent_uri
+
+_PATIENCE_S = 30.0
+"""How long a given engine may take to say what it serves, before anything is planned."""
+
+DEFAULT_MAX_DURATION_S = 30.0
+"""What Whisper-style encoders (Qwen2-Audio's among them) hear at most."""
+
+
+def resolve_settings(settings: BuildSettings) -> BuildSettings:
+    """Settings that mean the same wherever and whenever they are read again.
+
+    Args:
+        settings: As given on the command line, in a file or as flow parameters.
+
+    Returns:
+        The same with absolute addresses, the question's text and a definite longest clip.
+
+    Raises:
+        SettingsError: The question's file cannot be read.
+    """
+    layout, source = settings.layout, settings.input
+    output = absolute_uri(settings.output)
+    manifest = absolute_uri(settings.manifest)
+    model = settings.model
+    if model is not None and Path(model).is_dir():
+        model = str(Path(model).absolute())
+    return settings.model_copy(
+        update={
+            "output": output,
+            "manifest": manifest,
+            "model": model,
+            "question": _question(settings.question),
+            "audio": settings.audio.model_copy(update={"max_duration_s": _longest_s(settings)}),
+            "input": source.model_copy(
+                update={"audio_root": absolute_uri(source.audio_root or parent_uri(manifest))}
+            ),
+            "layout": layout.model_copy(
+                update={"name": layout.name or output.rstrip("/").rpartition("/")[2] or "build"}
+            ),
+        }
+    )
+
+
+def resolve_model(settings: BuildSettings) -> tuple[str, ModelIdentity]:
+    """Which model answers, checked before anything is planned.
+
+    Args:
+        settings: Resolved settings.
+
+    Returns:
+        The name requests are sent under, and the identity.
+
+    Raises:
+        SettingsError: No model is named and no engine's address given.
+        EngineUnavailableError: An engine at a given address does not answer.
+        ModelIdentityError: The model cannot be named, or given engines serve another.
+    """
+    if settings.engine.url:
+        name = asyncio.run(_served_name(settings))
+        return name, identify_model(settings.model or name, settings.engine, declared=True)
+    if settings.model is None:
+        raise SettingsError(
+            "no model: give --model (a local folder or a hub id), "
+            "or --engine with the address of an engine that runs already"
+        )
+    return settings.model, identify_model(settings.model, settings.engine, declared=False)
+
+
+async def _served_name(settings: BuildSettings) -> str:
+    engine = Engine(
+        settings.engine,
+        settings.model,
+        scratch=Path(),
+        clips_per_prompt=1,
+        unavailable_timeout_s=_PATIENCE_S,
+    )
+    async with engine:
+        return await engine.model_id()
+
+
+def _question(question: str | None) -> str | None:
+    if question is None:
+        return None
+    if question.startswith("@"):
+        try:
+            text = Path(question[1:]).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"--question {question}: {error}") from error
+    else:
+        text = QUESTIONS.get(question, question).strip()
+    if not text:
+        raise SettingsError("--question is empty")
+    return text
+
+
+def _longest_s(settings: BuildSettings) -> float:
+    """The longest clip asked about: as set, else what the model's own preprocessor says."""
+    if settings.audio.max_duration_s is not None:
+        return settings.audio.max_duration_s
+    if settings.model is not None:
+        config = _preprocessor(Path(settings.model))
+        length = config.get("chunk_length")
+        if isinstance(length, int | float) and length > 0:
+            return float(length)
+    return DEFAULT_MAX_DURATION_S
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}

@@ -1,0 +1,255 @@
+"""The four stages of a batch: fetch, validate, decode, generate.
+
+Each takes a batch in memory and decides what it can; loading, storing and retrying is the tasks'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from earwitness.audio.fetch import unavailable
+from earwitness.build.batch import Batch, Decided
+from earwitness.cache.tables import ClipSighting, outcome_from_row, still_right
+from earwitness.engine.client import AskRequest
+from earwitness.errors import (
+    BadRecordError,
+    ShardFailedError,
+    StorageUnavailableError,
+)
+from earwitness.identity import cache_key, request_seed
+from earwitness.progress import Advanced, tell
+from earwitness.records import Answer, HeardClip, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from earwitness.audio.fetch import FetchedClip
+    from earwitness.build.batch import ClipState, RowState
+    from earwitness.build.layout import Build
+    from earwitness.runtime import Runtime, ShardMemory
+
+FAILED_SHARE = 0.01
+FAILED_AT_LEAST = 10
+"""A shard fails when more than this share of its clips, and at least this many, fail to come for
+reasons that will pass: the storage is down, not ten thousand clips."""
+
+
+async def fetch_batch(runtime: Runtime, memory: ShardMemory, batch: Batch, folder: Path) -> None:
+    """Bring a batch's clips into its scratch folder and learn their SHA-256.
+
+    Args:
+        runtime: Gives the fetcher.
+        memory: Fetches of the shard's other batches in flight; their clips are linked, not fetched.
+        batch: Its clips get content or a rejection; sightings are added.
+        folder: Content-addressed folder of this batch's clips; exists.
+
+    Raises:
+        CredentialsError: Storage refused the credentials themselves.
+    """
+    limit = runtime.settings.audio.max_clip_bytes
+    wanted = dict.fromkeys(uri for row in batch.open_rows() for uri in row.clips)
+
+    async def bring(clip: ClipState) -> ClipSighting | None:
+        try:
+            fetched = await _fetch_once(runtime, memory, clip.uri, folder, limit)
+        except BadRecordError as error:
+            clip.rejection = error.rejection
+            return None
+        except StorageUnavailableError as error:
+            clip.rejection = unavailable(error)
+            memory.transient_failures += 1
+            return None
+        clip.sha256 = fetched.sha256
+        if fetched.stamp is None:
+            return None
+        return ClipSighting(clip.uri, str(fetched.stamp), fetched.sha256)
+
+    seen = await asyncio.gather(*(bring(batch.clips[uri]) for uri in wanted))
+    batch.sightings += [sighting for sighting in seen if sighting is not None]
+    batch.reject_rows(runtime.settings.max_tokens)
+
+
+async def _fetch_once(
+    runtime: Runtime, memory: ShardMemory, uri: str, folder: Path, limit: int
+) -> FetchedClip:
+    """Fetch a URI, or link what another batch of the shard fetched or is fetching."""
+    earlier = memory.fetches.get(uri)
+    if earlier is None:
+        mine = asyncio.ensure_future(runtime.fetcher.fetch(uri, folder, limit))
+        memory.fetches[uri] = mine
+        try:
+            return await mine
+        except BaseException:
+            memory.fetches.pop(uri, None)
+            raise
+    fetched = await asyncio.shield(earlier)
+    own = folder / fetched.sha256
+    try:
+        if fetched.path != own and not own.exists():
+            os.link(fetched.path, own)
+    except OSError:  # the other batch is done and its files are gone
+        memory.fetches.pop(uri, None)
+        return await _fetch_once(runtime, memory, uri, folder, limit)
+    return fetched
+
+
+def check_storage(memory: ShardMemory, clips_in_shard: int) -> None:
+    """Fail a shard whose storage is down instead of rejecting its records.
+
+    Raises:
+        ShardFailedError: Too many clips failed to come for reasons that will pass.
+    """
+    if memory.transient_failures > max(FAILED_AT_LEAST - 1, clips_in_shard * FAILED_SHARE):
+        raise ShardFailedError(
+            f"storage did not give {memory.transient_failures} of {clips_in_shard} clips; "
+            "none of them is rejected: run the build again when the storage answers"
+        )
+
+
+def key_rows(batch: Batch, question: str) -> None:
+    """Give every undecided record whose clips are known its cache key.
+
+    Args:
+        batch: A fetched batch.
+        question: The build's question digest.
+    """
+    for row in batch.open_rows():
+        hashes = [batch.clips[uri].sha256 for uri in row.clips]
+        row.cache_key = cache_key([sha for sha in hashes if sha], row.messages, question)
+
+
+def recall_rows(build: Build, rows: Sequence[RowState], near: str) -> int:
+    """Decide records whose outcome is in the cache.
+
+    Args:
+        build: Gives the cache, the limits and the reasons to ask again.
+        rows: Records with a cache key.
+        near: Mark of the shard, to look where the last build put it first.
+
+    Returns:
+        How many were decided.
+    """
+    settings = build.plan.settings
+    again = set(build.gates.retry_reasons)
+    keys = [bytes.fromhex(row.cache_key) for row in rows if row.cache_key]
+    found = build.outcomes.find(keys, near, final=lambda known: known["reason"] is None)
+    recalled = 0
+    for row in rows:
+        known = found.get(bytes.fromhex(row.cache_key)) if row.cache_key else None
+        if known is None or known["reason"] in again:
+            continue
+        outcome = outcome_from_row(row.cache_key, known)
+        if still_right(outcome, settings.max_tokens, settings.engine.max_model_len):
+            row.outcome, row.reused = outcome, True
+            recalled += 1
+    return recalled
+
+
+async def validate_batch(runtime: Runtime, batch: Batch, folder: Path) -> None:
+    """Check headers, lengths and rates of a batch's clips without decoding them.
+
+    Args:
+        runtime: Gives the worker processes and the policy.
+        batch: Clips that cannot be heard get a rejection.
+        folder: Where the clips lie.
+    """
+
+    async def look(sha256: str, states: list[ClipState]) -> None:
+        try:
+            await asyncio.wrap_future(runtime.pool.probe(folder / sha256, runtime.settings.audio))
+        except BadRecordError as error:
+            for state in states:
+                state.rejection = error.rejection
+
+    await asyncio.gather(*(look(sha, states) for sha, states in batch.open_clips().items()))
+    batch.reject_rows(runtime.settings.max_tokens)
+
+
+async def decode_batch(runtime: Runtime, batch: Batch, clips: Path, audio: Path) -> None:
+    """Decode a batch's clips to mono at the model's rate.
+
+    Args:
+        runtime: Gives the worker processes and the policy.
+        batch: Clips are marked as heard or rejected.
+        clips: Where the fetched clips lie.
+        audio: Where `<sha256>.wav` goes; exists.
+    """
+
+    async def hear(sha256: str, states: list[ClipState]) -> None:
+        work = runtime.pool.decode(clips / sha256, audio / f"{sha256}.wav", runtime.settings.audio)
+        try:
+            found = await asyncio.wrap_future(work)
+        except BadRecordError as error:
+            for state in states:
+                state.rejection = error.rejection
+            return
+        for state in states:
+            state.heard = HeardClip(sha256, found.duration_s, found.heard_s)
+
+    await asyncio.gather(*(hear(sha, states) for sha, states in batch.open_clips().items()))
+    batch.reject_rows(runtime.settings.max_tokens)
+
+
+async def generate_batch(
+    runtime: Runtime, memory: ShardMemory, batch: Batch, audio: Path
+) -> list[Decided]:
+    """Ask the engine what is still open; equal questions are asked once.
+
+    Args:
+        runtime: Gives the engine and the sampling settings.
+        memory: Questions of the shard's other batches, asked or being asked.
+        batch: A decoded batch.
+        audio: Where `<sha256>.wav` lies.
+
+    Returns:
+        Every record of the batch with its outcome, in order.
+
+    Raises:
+        EngineUnavailableError: The engine does not come back.
+    """
+
+    async def decide(row: RowState) -> Decided:
+        if row.outcome is not None:
+            answered = row.outcome.answer is not None
+            tell(Advanced(reused=int(answered), rejected=int(not answered)))
+            return Decided(row.row, row.outcome, row.reused)
+        heard = tuple(clip.heard for uri in row.clips if (clip := batch.clips[uri]).heard)
+        earlier = memory.questions.get(row.cache_key)
+        if earlier is not None:
+            outcome = await asyncio.shield(earlier)
+            answered = outcome.answer is not None
+            tell(Advanced(reused=int(answered), rejected=int(not answered)))
+            return Decided(row.row, outcome, reused=outcome.answer is not None)
+        mine = asyncio.ensure_future(_ask(runtime, row, heard, audio))
+        memory.questions[row.cache_key] = mine
+        try:
+            return Decided(row.row, await mine, reused=False)
+        except BaseException:
+            memory.questions.pop(row.cache_key, None)
+            raise
+
+    decided = await asyncio.gather(*(decide(row) for row in batch.rows))
+    return list(decided)
+
+
+async def _ask(
+    runtime: Runtime, row: RowState, heard: tuple[HeardClip, ...], audio: Path
+) -> Outcome:
+    settings = runtime.settings
+    request = AskRequest(
+        messages=tuple(row.messages),
+        clips=tuple(audio / f"{clip.sha256}.wav" for clip in heard),
+        sampling=settings.sampling,
+        max_tokens=settings.max_tokens,
+        seed=request_seed(row.cache_key),
+    )
+    said = await runtime.engine.ask(request)
+    limits = (settings.max_tokens, settings.engine.max_model_len)
+    if isinstance(said, Answer):
+        tell(Advanced(generated=1))
+        return Outcome(row.cache_key, said, None, heard, *limits)
+    tell(Advanced(rejected=1))
+    return Outcome(row.cache_key, None, said, heard, *limits)

@@ -1,0 +1,180 @@
+"""The two tables as Arrow: outcomes by cache key, clip sightings by URI."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from earwitness.cache.segments import SegmentCache
+from earwitness.records import Answer, HeardClip, Outcome, Reason, Rejection, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from earwitness.storage import Store
+
+HEARD_CLIPS: Any = pa.list_(
+    pa.struct([("sha256", pa.string()), ("duration_s", pa.float64()), ("heard_s", pa.float64())])
+)
+
+_OUTCOME_FIELDS: list[pa.Field[Any]] = [
+    pa.field("answer", pa.string()),
+    pa.field("finish_reason", pa.string()),
+    pa.field("prompt_tokens", pa.int32()),
+    pa.field("completion_tokens", pa.int32()),
+    pa.field("stage", pa.string()),
+    pa.field("reason", pa.string()),
+    pa.field("detail", pa.string()),
+    pa.field("clips", HEARD_CLIPS),
+    pa.field("max_tokens", pa.int32()),
+    pa.field("max_model_len", pa.int32()),
+]
+OUTCOME_COLUMNS = pa.schema(_OUTCOME_FIELDS)
+
+SIGHTING_COLUMNS = pa.schema(
+    [
+        pa.field("uri", pa.string()),
+        pa.field("stamp", pa.string()),
+        pa.field("sha256", pa.string()),
+        pa.field("stage", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSighting:
+    """What reading a URI once told: its content's SHA-256, or why it cannot be had.
+
+    Attributes:
+        uri: The clip's address.
+        stamp: Storage's stamp at that read; while it stays equal, so does what was seen.
+        sha256: Hex digest of the bytes, or None with `rejection` set.
+        rejection: A permanent rejection found at fetching.
+    """
+
+    uri: str
+    stamp: str
+    sha256: str | None
+    rejection: Rejection | None = None
+
+
+def outcome_cache(store: Store) -> SegmentCache:
+    """The outcome table of an output's `cache/` folder."""
+    return SegmentCache(store.sub("outcomes"), OUTCOME_COLUMNS)
+
+
+def clip_cache(store: Store) -> SegmentCache:
+    """The clip table of an output's `cache/` folder."""
+    return SegmentCache(store.sub("clips"), SIGHTING_COLUMNS)
+
+
+def uri_key(uri: str) -> bytes:
+    """The clip table's key for a URI."""
+    return hashlib.sha256(uri.encode("utf-8", "surrogatepass")).digest()
+
+
+def _rejection_columns(rejection: Rejection | None) -> dict[str, str | None]:
+    return {
+        "stage": rejection.stage if rejection else None,
+        "reason": rejection.reason if rejection else None,
+        "detail": rejection.detail if rejection else None,
+    }
+
+
+def _rejection(row: dict[str, Any]) -> Rejection | None:
+    if row["reason"] is None:
+        return None
+    return Rejection(Stage(row["stage"]), Reason(row["reason"]), row["detail"])
+
+
+def outcome_row(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as a row of `OUTCOME_COLUMNS`."""
+    answer = outcome.answer
+    return {
+        "answer": answer.text if answer else None,
+        "finish_reason": answer.finish_reason if answer else None,
+        "prompt_tokens": answer.prompt_tokens if answer else None,
+        "completion_tokens": answer.completion_tokens if answer else None,
+        **_rejection_columns(outcome.rejection),
+        "clips": [
+            {"sha256": clip.sha256, "duration_s": clip.duration_s, "heard_s": clip.heard_s}
+            for clip in outcome.clips
+        ],
+        "max_tokens": outcome.max_tokens,
+        "max_model_len": outcome.max_model_len,
+    }
+
+
+def outcome_from_row(cache_key: str, row: dict[str, Any]) -> Outcome:
+    """The outcome a row of `OUTCOME_COLUMNS` holds."""
+    rejection = _rejection(row)
+    answer = None
+    if rejection is None:
+        answer = Answer(
+            row["answer"], row["finish_reason"], row["prompt_tokens"], row["completion_tokens"]
+        )
+    return Outcome(
+        cache_key,
+        answer,
+        rejection,
+        tuple(HeardClip(**clip) for clip in row["clips"] or ()),
+        row["max_tokens"],
+        row["max_model_len"],
+    )
+
+
+def outcome_table(outcomes: Iterable[Outcome]) -> pa.Table:
+    """Outcomes in the outcome table's schema; each must have a cache key."""
+    rows = [
+        {"key": bytes.fromhex(outcome.cache_key), **outcome_row(outcome)} for outcome in outcomes
+    ]
+    schema = pa.schema([pa.field("key", pa.binary(32)), *OUTCOME_COLUMNS])
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def sighting_row(sighting: ClipSighting) -> dict[str, Any]:
+    """A sighting as a row of `SIGHTING_COLUMNS`."""
+    return {
+        "uri": sighting.uri,
+        "stamp": sighting.stamp,
+        "sha256": sighting.sha256,
+        **_rejection_columns(sighting.rejection),
+    }
+
+
+def sighting_from_row(row: dict[str, Any]) -> ClipSighting:
+    """The sighting a row of `SIGHTING_COLUMNS` holds."""
+    return ClipSighting(row["uri"], row["stamp"], row["sha256"], _rejection(row))
+
+
+def sighting_table(sightings: Iterable[ClipSighting]) -> pa.Table:
+    """Sightings in the clip table's schema."""
+    rows = [{"key": uri_key(seen.uri), **sighting_row(seen)} for seen in sightings]
+    schema = pa.schema([pa.field("key", pa.binary(32)), *SIGHTING_COLUMNS])
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def still_right(outcome: Outcome, max_tokens: int, max_model_len: int | None) -> bool:
+    """Whether a stored outcome is right for the limits asked for now.
+
+    An answer that ended by itself within the limit, or was cut at exactly that limit, is what the
+    engine would say again; a context overflow depends on the context; other rejections on neither.
+
+    Args:
+        outcome: What the cache holds.
+        max_tokens: The limit asked for now.
+        max_model_len: The engine's context limit as set now.
+    """
+    if outcome.answer is None:
+        overflow = outcome.rejection and outcome.rejection.reason == Reason.CONTEXT_OVERFLOW
+        same = (outcome.max_tokens, outcome.max_model_len) == (max_tokens, max_model_len)
+        return same if overflow else True
+    tokens = outcome.answer.completion_tokens
+    if outcome.answer.finish_reason == "length":
+        return tokens == max_tokens
+    return tokens <= max_tokens

@@ -1,0 +1,288 @@
+"""The engine as the rest sees it: ask, and there is an answer or a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from typing import TYPE_CHECKING, Self
+
+from earwitness.engine.address import EngineAddress, ServedModel, base_url
+from earwitness.engine.keeper import AddressKeeper, ServerKeeper
+from earwitness.engine.lanes import Lane, Lanes
+from earwitness.engine.server import EngineServer
+from earwitness.engine.suspects import Case, Judge
+from earwitness.engine.wire import AskRequest
+from earwitness.errors import EngineUnavailableError, ModelIdentityError, SettingsError
+from earwitness.records import Answer, Rejection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from earwitness.settings import EngineSettings
+
+__all__ = ["AskRequest", "Engine", "ServedModel"]
+
+IN_FLIGHT_FACTOR = 1.1
+"""Requests kept in flight for each slot: one waits at the door when another ends."""
+_SUSPECT_PATIENCE_S = 60.0
+
+
+class Engine:
+    """One or several engines behind one `ask`. Lives in one event loop; close it there.
+
+    Args:
+        settings: The engine's settings; with addresses in `url` those are used, otherwise an
+            engine of our own is started by the first question (or by `start`).
+        model: Local folder, hub id, or the name given engines serve (None: their only one).
+        scratch: Folder of decoded clips, the only one an engine of our own may read.
+        clips_per_prompt: Most clips in one record.
+        log_path: Where an own engine's output goes. Default: a file in the temporary folder.
+        api_key: For given addresses. Default: VLLM_API_KEY or OPENAI_API_KEY.
+        shares_scratch: Given engines can read `scratch`: send addresses, not bytes.
+        unavailable_timeout_s: How long to wait for engines that are down.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        model: str | None,
+        *,
+        scratch: Path,
+        clips_per_prompt: int,
+        log_path: Path | None = None,
+        api_key: str | None = None,
+        shares_scratch: bool = False,
+        unavailable_timeout_s: float = 600,
+    ) -> None:
+        self._settings = settings
+        self._model = model
+        self._timeout_s = unavailable_timeout_s
+        self._requests_sent = 0
+        self._starting: asyncio.Task[None] | None = None
+        self._own = not settings.url
+        self._keeper: ServerKeeper | AddressKeeper
+        room = math.ceil(IN_FLIGHT_FACTOR * settings.max_num_seqs)
+        if self._own:
+            if model is None:
+                raise SettingsError("no model: name one with --model, or an engine with --url")
+            self._lanes = Lanes([Lane(None)], room=room)
+            server = EngineServer(
+                settings,
+                model,
+                scratch=scratch,
+                clips_per_prompt=clips_per_prompt,
+                log_path=log_path,
+            )
+            self._keeper = ServerKeeper(self._lanes, server, max_restarts=settings.max_restarts)
+        else:
+            addresses = given_addresses(settings, api_key=api_key, inline=not shares_scratch)
+            self._lanes = Lanes([Lane(address) for address in addresses], room=room)
+            self._keeper = AddressKeeper(self._lanes, timeout_s=unavailable_timeout_s)
+        self._judge = Judge(self._lanes, self._keeper, busy_timeout_s=unavailable_timeout_s)
+
+    @property
+    def requests_sent(self) -> int:
+        """Questions sent so far, repetitions included."""
+        return self._requests_sent
+
+    @property
+    def room(self) -> int:
+        """Questions worth having ready at once: what all engines together hold in flight."""
+        return self._lanes.room * len(self._lanes.all)
+
+    @property
+    def server(self) -> EngineServer | None:
+        """The engine of our own; None over given addresses."""
+        return self._keeper.server if isinstance(self._keeper, ServerKeeper) else None
+
+    async def start(self) -> None:
+        """Starts the own engine, or looks up the given ones; `ask` does so by itself.
+
+        Raises:
+            EngineStartError: The own engine did not come up.
+            EngineUnavailableError: None of the given ones answered in time.
+            ModelIdentityError: They do not serve the model.
+        """
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        # one caller's cancellation must not stop the start for the others
+        await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
+        try:
+            await self._keeper.start()
+            if not self._own:
+                for lane in self._lanes.all:
+                    if lane.up and lane.address is not None:
+                        self._model = pick_model(self._model, await lane.address.served_models())
+        except EngineUnavailableError:
+            # it may pass: whoever asks next tries again
+            self._starting = None
+            raise
+
+    async def ask(self, request: AskRequest) -> Answer | Rejection:
+        """Asks one question; waits its turn, and through restarts.
+
+        Args:
+            request: What is asked.
+
+        Returns:
+            The answer, or why there is none (`GENERATE`).
+
+        Raises:
+            EngineStartError: The own engine does not come up, or dies again and again.
+            EngineUnavailableError: No engine has answered for `unavailable_timeout_s`.
+            FatalError: The engine refuses the key or the model.
+        """
+        await self.start()
+        case = Case()
+        try:
+            while True:
+                result = await self._try(request, case)
+                if result is not None:
+                    return result
+        finally:
+            if case.home is not None:
+                self._lanes.clear_suspect(case.home)
+
+    async def _try(self, request: AskRequest, case: Case) -> Answer | Rejection | None:
+        lane = await self._enter(case)
+        alone = case.home is not None
+        try:
+            result = await self._send(request, case, lane)
+        finally:
+            if alone:
+                self._lanes.leave_alone(lane)
+            else:
+                self._lanes.leave(lane)
+        if result is None and lane.up:
+            await case.back_off()
+        return result
+
+    async def _enter(self, case: Case) -> Lane:
+        if case.home is None:
+            return await self._lanes.enter()
+        # on its way in the suspect may move to another lane, or be cancelled: the lanes know
+        home, case.home = case.home, None
+        patience_s = min(_SUSPECT_PATIENCE_S, self._timeout_s)
+        case.home = await self._lanes.enter_alone(home, patience_s=patience_s)
+        return case.home
+
+    async def _send(self, request: AskRequest, case: Case, lane: Lane) -> Answer | Rejection | None:
+        address, deaths = lane.address, lane.deaths
+        if address is None:
+            return None
+        self._requests_sent += 1
+        result = await address.ask(request, self._model or "")
+        if isinstance(result, Answer):
+            self._judge.heard_answer()
+        if isinstance(result, Answer | Rejection):
+            return result
+        return await self._judge.settle(result, case, lane, deaths=deaths)
+
+    async def served_models(self) -> list[ServedModel]:
+        """What the first engine that answers serves; starts the own engine if need be.
+
+        Raises:
+            EngineUnavailableError: No engine answers.
+        """
+        return await (await self._first_up()).served_models()
+
+    async def model_id(self) -> str:
+        """The name requests ask for."""
+        await self.start()
+        return self._model or ""
+
+    async def version(self) -> str:
+        """The engine's own version; empty when it does not tell."""
+        return await (await self._first_up()).version()
+
+    async def metrics(self) -> dict[str, float]:
+        """The engines' counters, summed over labels and engines.
+
+        Raises:
+            EngineUnavailableError: One of the engines does not answer.
+        """
+        await self.start()
+        totals: dict[str, float] = {}
+        for lane in self._lanes.all:
+            if lane.up and lane.address is not None:
+                for name, value in (await lane.address.metrics()).items():
+                    totals[name] = totals.get(name, 0.0) + value
+        return totals
+
+    async def _first_up(self) -> EngineAddress:
+        # called by the start itself, too: then the lanes are known already
+        if not self._lanes.any_up:
+            await self.start()
+        for lane in self._lanes.all:
+            if lane.up and lane.address is not None:
+                return lane.address
+        raise EngineUnavailableError("no engine answers")
+
+    async def close(self) -> None:
+        """Stops the own engine, and leaves given ones as they are."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
+        await self._keeper.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def given_addresses(
+    settings: EngineSettings, *, api_key: str | None, inline: bool
+) -> list[EngineAddress]:
+    """The addresses a person gave, each once.
+
+    Args:
+        settings: With `url`.
+        api_key: None: VLLM_API_KEY or OPENAI_API_KEY.
+        inline: Send clips inside requests.
+
+    Returns:
+        How to speak to each.
+
+    Raises:
+        SettingsError: One is no http(s) address.
+    """
+    if api_key is None:
+        api_key = os.environ.get("VLLM_API_KEY") or os.environ.get("OPENAI_API_KEY", "")
+    return [
+        EngineAddress(
+            url, api_key=api_key, inline=inline, request_timeout_s=settings.request_timeout_s
+        )
+        for url in dict.fromkeys(map(base_url, settings.url))
+    ]
+
+
+def pick_model(model: str | None, served: Sequence[ServedModel]) -> str:
+    """The name to ask given engines for.
+
+    Args:
+        model: The name a person gave; None: whatever is served.
+        served: What the engines serve.
+
+    Returns:
+        A served name.
+
+    Raises:
+        ModelIdentityError: The name is not served, or none was given and there are several.
+    """
+    names = [card.id for card in served]
+    if model is None:
+        if len(names) == 1:
+            return names[0]
+        raise ModelIdentityError(f"the engine serves {', '.join(names)}: name one with --model")
+    by_root = [card.id for card in served if card.root == model]
+    if model in names:
+        return model
+    if by_root:
+        return by_root[0]
+    raise ModelIdentityError(f"the engine serves {', '.join(names)}, not {model}")

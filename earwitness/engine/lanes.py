@@ -1,0 +1,217 @@
+"""Which request goes to which engine, and when: fair, full, and suspects alone.
+
+A lane is one engine's address with room for a fixed number of requests. Requests wait in one
+queue, first come first served, and go to the open lane with the fewest in flight. While a lane
+has suspects (requests that were in flight when it died) it takes nothing else: they are sent
+through it one at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from earwitness.engine.address import EngineAddress
+    from earwitness.errors import EarwitnessError
+
+
+class Lane:
+    """One engine's address and what is known of it.
+
+    Attributes:
+        address: Where it is; None while an engine of our own has not started yet.
+        up: It answers, as far as known.
+        deaths: How often it was seen to die.
+        in_flight: Requests sent and not yet answered.
+        suspects: Requests that have to go through it alone first.
+    """
+
+    def __init__(self, address: EngineAddress | None) -> None:
+        self.address = address
+        self.up = False
+        self.deaths = 0
+        self.in_flight = 0
+        self.suspects = 0
+
+
+class Lanes:
+    """The queue before all lanes. Lives in one event loop; no locks, no awaits while it decides.
+
+    Args:
+        lanes: All of them, for good.
+        room: How many requests a lane holds at once.
+    """
+
+    def __init__(self, lanes: list[Lane], *, room: int) -> None:
+        self.all = lanes
+        self.room = room
+        self._waiting: deque[asyncio.Future[Lane]] = deque()
+        self._changed = asyncio.Event()
+        self._alone = asyncio.Lock()
+        self._failure: EarwitnessError | None = None
+
+    @property
+    def any_up(self) -> bool:
+        """True while at least one engine answers."""
+        return any(lane.up for lane in self.all)
+
+    async def enter(self) -> Lane:
+        """Waits for room in a lane; leave it with `leave`.
+
+        Returns:
+            The open lane with the fewest requests in flight.
+
+        Raises:
+            EarwitnessError: No engine will come back (see `fail`).
+        """
+        self.raise_failure()
+        turn: asyncio.Future[Lane] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._dispatch()
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.leave(turn.result())
+            raise
+
+    async def enter_alone(self, lane: Lane, *, patience_s: float) -> Lane:
+        """Waits until a suspect has a lane for itself; leave it with `leave_alone`.
+
+        Args:
+            lane: The lane the suspect belongs to (`add_suspect`).
+            patience_s: How long to wait for a dead lane before trying another one.
+
+        Returns:
+            The lane, empty but for this request; the suspect now belongs to it.
+
+        Raises:
+            EarwitnessError: No engine will come back (see `fail`).
+        """
+        loop = asyncio.get_running_loop()
+        holding = False
+        try:
+            holding = await self._alone.acquire()
+            moving_at = loop.time() + patience_s
+            while not (lane.up and lane.in_flight == 0):
+                self.raise_failure()
+                left_s = moving_at - loop.time()
+                if left_s <= 0 and not lane.up and self.any_up:
+                    dead, lane = lane, next(other for other in self.all if other.up)
+                    self.add_suspect(lane)
+                    self.clear_suspect(dead)
+                    continue
+                await self._wait_for_change(left_s if left_s > 0 else 1.0)
+        except BaseException:
+            if holding:
+                self._alone.release()
+            self.clear_suspect(lane)
+            raise
+        lane.in_flight += 1
+        return lane
+
+    def leave(self, lane: Lane) -> None:
+        """Gives a request's room back.
+
+        Args:
+            lane: The lane it was in.
+        """
+        lane.in_flight -= 1
+        self._dispatch()
+
+    def leave_alone(self, lane: Lane) -> None:
+        """Gives a suspect's lane back; it stays a suspect until `clear_suspect`.
+
+        Args:
+            lane: The lane it was in.
+        """
+        self._alone.release()
+        self.leave(lane)
+
+    def add_suspect(self, lane: Lane) -> None:
+        """Closes a lane to others until this suspect is cleared.
+
+        Args:
+            lane: The lane the request was in when it died.
+        """
+        lane.suspects += 1
+
+    def clear_suspect(self, lane: Lane) -> None:
+        """The suspect has its outcome (or left for another lane).
+
+        Args:
+            lane: The lane it belonged to.
+        """
+        lane.suspects -= 1
+        self._dispatch()
+
+    def mark_down(self, lane: Lane) -> None:
+        """Sends nothing more to a lane.
+
+        Args:
+            lane: The one that does not answer.
+        """
+        lane.up = False
+        self._dispatch()
+
+    def mark_up(self, lane: Lane) -> None:
+        """Opens a lane again; whatever failed before is forgotten.
+
+        Args:
+            lane: The one that answers.
+        """
+        lane.up = True
+        self._failure = None
+        self._dispatch()
+
+    def fail(self, failure: EarwitnessError) -> None:
+        """Ends all waiting, and what comes later, until a lane is up again.
+
+        Args:
+            failure: What every waiter is told.
+        """
+        self._failure = failure
+        waiting, self._waiting = self._waiting, deque()
+        for turn in waiting:
+            if not turn.done():
+                turn.set_exception(failure)
+        self._changed.set()
+
+    def raise_failure(self) -> None:
+        """Raises what `fail` was told, if it still holds.
+
+        Raises:
+            EarwitnessError: No engine will come back.
+        """
+        if self._failure is not None:
+            raise self._failure
+
+    def _dispatch(self) -> None:
+        self._changed.set()
+        while self._waiting:
+            lane = self._emptiest()
+            if lane is None:
+                return
+            turn = self._waiting.popleft()
+            if turn.done():
+                continue
+            lane.in_flight += 1
+            turn.set_result(lane)
+
+    def _emptiest(self) -> Lane | None:
+        opened = [
+            lane
+            for lane in self.all
+            if lane.up and lane.suspects == 0 and lane.in_flight < self.room
+        ]
+        return min(opened, key=lambda lane: lane.in_flight, default=None)
+
+    async def _wait_for_change(self, timeout_s: float) -> None:
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return

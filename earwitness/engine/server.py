@@ -1,0 +1,297 @@
+"""An engine of our own: `vllm serve` under a guardian, on the loopback, behind a random key."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from earwitness.engine.address import EngineAddress
+from earwitness.engine.failure import start_failure_reason
+from earwitness.engine.guardian import start_guarded
+from earwitness.errors import CredentialsError, EngineStartError, EngineUnavailableError
+
+if TYPE_CHECKING:
+    from earwitness.engine.guardian import Guarded
+    from earwitness.settings import EngineSettings
+
+LAUNCHER = Path(__file__).with_name("launcher.py")
+HOST = "127.0.0.1"
+_MOST_API_SERVERS = 8
+_CORES_PER_API_SERVER = 4
+_POLL_S = 0.25
+_DYING_S = 3.0
+_LOG_TAIL_BYTES = 4 * 2**20
+_PORT_TAKEN = "address already in use"
+_PORT_TRIES = 3
+_SIGKILLED = 128 + 9
+
+
+def serve_command(
+    settings: EngineSettings,
+    model: str,
+    *,
+    scratch: Path,
+    port: int,
+    api_key: str,
+    clips_per_prompt: int,
+) -> tuple[list[str], dict[str, str]]:
+    """The command that starts the engine, and what it adds to the environment.
+
+    Args:
+        settings: The engine's settings.
+        model: Local folder or hub id.
+        scratch: The only folder the engine may read clips from.
+        port: Where it listens, on the loopback.
+        api_key: Travels by environment: everyone on the machine can read a command line.
+        clips_per_prompt: Most clips in one record.
+
+    Returns:
+        The command, word by word, and the environment's additions.
+    """
+    launch = [settings.python or sys.executable, str(LAUNCHER), "serve"]
+    command = [*(settings.command or launch), model]
+    command += ["--host", HOST, "--port", str(port), "--served-model-name", model]
+    command += ["--allowed-local-media-path", str(scratch.resolve())]
+    command += ["--limit-mm-per-prompt", json.dumps({"audio": clips_per_prompt})]
+    command += ["--max-num-seqs", str(settings.max_num_seqs)]
+    command += ["--api-server-count", str(_api_servers(settings))]
+    # requests name every sampling parameter; the model's own defaults (and its hidden limit on
+    # the answer's length) must not come in beside them
+    command += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
+    command += _model_flags(settings)
+    return [*command, *settings.vllm_args], _environment(settings, model, api_key)
+
+
+def _model_flags(settings: EngineSettings) -> list[str]:
+    flags: list[str] = []
+    for name in (
+        "revision",
+        "gpu_memory_utilization",
+        "max_model_len",
+        "dtype",
+        "quantization",
+        "chat_template",
+    ):
+        value = getattr(settings, name)
+        if value is not None:
+            flags += [f"--{name.replace('_', '-')}", str(value)]
+    for name in ("tensor_parallel_size", "data_parallel_size"):
+        count = getattr(settings, name)
+        if count > 1:
+            flags += [f"--{name.replace('_', '-')}", str(count)]
+    if settings.trust_remote_code:
+        flags.append("--trust-remote-code")
+    return flags
+
+
+def _api_servers(settings: EngineSettings) -> int:
+    if settings.api_server_count:
+        return settings.api_server_count
+    by_cores = min(_MOST_API_SERVERS, len(_cores()) // _CORES_PER_API_SERVER or 1)
+    # vLLM's own default is one for each replica: never go below it
+    return max(by_cores, settings.data_parallel_size)
+
+
+def _environment(settings: EngineSettings, model: str, api_key: str) -> dict[str, str]:
+    env = {
+        "VLLM_API_KEY": api_key,
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if settings.hub_cache is not None:
+        env["HF_HUB_CACHE"] = settings.hub_cache
+    if Path(model).is_dir():
+        env["HF_HUB_OFFLINE"] = "1"
+    # read on CPUs only; without them vLLM takes 4 GiB, and wants one NUMA node a worker
+    defaults = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    workers = settings.tensor_parallel_size * settings.data_parallel_size
+    if workers > 1:
+        defaults["VLLM_CPU_OMP_THREADS_BIND"] = split_cores(_cores(), workers)
+    return env | {name: value for name, value in defaults.items() if name not in os.environ}
+
+
+def split_cores(cores: list[int], workers: int) -> str:
+    """Shares cores out to workers, as vLLM's VLLM_CPU_OMP_THREADS_BIND wants it.
+
+    Args:
+        cores: Ids of the cores to use.
+        workers: How many workers.
+
+    Returns:
+        `0,1|2,3` for four cores and two workers; with fewer cores than workers they share.
+    """
+    share = len(cores) // workers
+    if share == 0:
+        return "|".join(str(cores[number % len(cores)]) for number in range(workers))
+    groups = (cores[number * share : (number + 1) * share] for number in range(workers))
+    return "|".join(",".join(map(str, group)) for group in groups)
+
+
+def _cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class EngineServer:
+    """Starts, watches and stops one engine.
+
+    Args:
+        settings: The engine's settings.
+        model: Local folder or hub id; also the name it is served under.
+        scratch: The only folder the engine may read clips from; made if missing.
+        clips_per_prompt: Most clips in one record.
+        log_path: Where its output goes. Default: a file in the temporary folder.
+
+    Attributes:
+        address: How to speak to it, once started.
+        log_path: Where its output is.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        model: str,
+        *,
+        scratch: Path,
+        clips_per_prompt: int,
+        log_path: Path | None = None,
+    ) -> None:
+        self.address: EngineAddress | None = None
+        self.log_path = log_path or (
+            Path(tempfile.gettempdir()) / f"earwitness-engine-{os.getpid()}.log"
+        )
+        self._settings = settings
+        self._model = model
+        self._scratch = scratch
+        self._clips_per_prompt = clips_per_prompt
+        self._api_key = secrets.token_urlsafe(24)
+        self._guarded: Guarded | None = None
+        self._log_start = 0
+
+    async def start(self) -> EngineAddress:
+        """Starts the engine and waits until it answers.
+
+        Returns:
+            How to speak to it.
+
+        Raises:
+            EngineStartError: It died, or did not answer within `start_timeout_s`.
+        """
+        self._check_folder()
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        tries = 0
+        while True:
+            await self.stop()
+            tries += 1
+            try:
+                return await self._start_at(_free_port())
+            except EngineStartError:
+                # between our look and its start someone else may have taken the port
+                taken = _PORT_TAKEN in self._log_since_start().lower()
+                if not taken or tries == _PORT_TRIES:
+                    raise
+            except BaseException:
+                await self.stop()
+                raise
+
+    def alive(self) -> bool:
+        """True while the engine's processes run."""
+        return self._guarded is not None and self._guarded.alive()
+
+    @property
+    def pid(self) -> int | None:
+        """The guardian's process id while there is one: all of the engine descends from it."""
+        return None if self._guarded is None else self._guarded.pid
+
+    def last_words(self) -> str:
+        """Why it died, as far as its output tells."""
+        code = None if self._guarded is None else self._guarded.returncode
+        if code == _SIGKILLED:
+            return "it was killed (by the system when memory runs out, or by someone)"
+        return start_failure_reason(self._log_since_start())
+
+    async def let_die(self) -> None:
+        """Gives an engine that is dying a moment to say why and be gone."""
+        for _ in range(round(_DYING_S / _POLL_S)):
+            if not self.alive():
+                return
+            await asyncio.sleep(_POLL_S)
+
+    async def stop(self) -> None:
+        """Ends the engine; returns when nothing of it is left."""
+        guarded, self._guarded = self._guarded, None
+        address, self.address = self.address, None
+        if address is not None:
+            await address.close()
+        if guarded is not None:
+            # a cancelled caller must not leave an engine half stopped
+            await asyncio.shield(asyncio.to_thread(guarded.stop))
+
+    def _check_folder(self) -> None:
+        is_path = self._model.startswith(("/", "./", "../", "~"))
+        if is_path and not self._settings.command and not Path(self._model).is_dir():
+            raise EngineStartError(f"there is no model folder {self._model}")
+
+    async def _start_at(self, port: int) -> EngineAddress:
+        command, env = serve_command(
+            self._settings,
+            self._model,
+            scratch=self._scratch,
+            port=port,
+            api_key=self._api_key,
+            clips_per_prompt=self._clips_per_prompt,
+        )
+        self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
+        self._guarded = start_guarded(command, log_path=self.log_path, env=env)
+        self.address = EngineAddress(
+            f"http://{HOST}:{port}",
+            api_key=self._api_key,
+            inline=False,
+            request_timeout_s=self._settings.request_timeout_s,
+        )
+        await self._wait_until_it_answers(self._guarded, self.address)
+        return self.address
+
+    async def _wait_until_it_answers(self, guarded: Guarded, address: EngineAddress) -> None:
+        loop = asyncio.get_running_loop()
+        limit = loop.time() + self._settings.start_timeout_s
+        while not await self._answers(address):
+            if not guarded.alive():
+                raise EngineStartError(self.last_words(), str(self.log_path))
+            if loop.time() > limit:
+                await self.stop()
+                waited = f"it did not answer within {self._settings.start_timeout_s:g} s"
+                raise EngineStartError(waited, str(self.log_path))
+            await asyncio.sleep(_POLL_S)
+
+    async def _answers(self, address: EngineAddress) -> bool:
+        if not await address.healthy():
+            return False
+        try:
+            return bool(await address.served_models())
+        except (EngineUnavailableError, CredentialsError):
+            # another program's server on our port refuses our key; ours will fail to bind
+            return False
+
+    def _log_since_start(self) -> str:
+        try:
+            with self.log_path.open("rb") as log:
+                end = log.seek(0, os.SEEK_END)
+                log.seek(max(self._log_start, end - _LOG_TAIL_BYTES))
+                return log.read().decode("utf-8", "replace")
+        except FileNotFoundError:
+            return ""

@@ -1,0 +1,258 @@
+"""A stand-in for vLLM: speaks its HTTP API and answers at once, without any model.
+
+For trying earwitness out, for its tests and for measuring everything but the model. It is no
+language model: an answer is made of words picked by the SHA-256 of what was asked (messages, the
+clips' bytes, seed), so equal requests get equal answers, in any order and at any concurrency.
+
+`python -m earwitness.engine.standin --port 8000`, or as `engine.command` of a build: it takes
+vLLM's flags and ignores those it does not know. Faults can be asked for: see `--help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import binascii
+import os
+import random
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from earwitness.engine.standin_answers import Asked, natural_words, read_request
+
+VERSION = "0.0.0+earwitness.standin"
+
+
+@dataclass
+class Counters:
+    """What `/metrics` tells; names as vLLM's where vLLM has the same."""
+
+    received: int = 0
+    running: int = 0
+    peak_open: int = 0
+    open: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0})
+
+
+def _error(status: int, message: str, kind: str = "BadRequestError") -> web.Response:
+    body = {"error": {"message": message, "type": kind, "param": None, "code": status}}
+    return web.json_response(body, status=status)
+
+
+class StandIn:
+    """The stand-in engine's state and its handlers.
+
+    Args:
+        options: The parsed command line.
+        model: The name it serves under.
+    """
+
+    def __init__(self, options: argparse.Namespace, model: str) -> None:
+        self.options = options
+        self.model = model
+        self.counters = Counters()
+        self.api_key = os.environ.get("VLLM_API_KEY", "")
+        self._slots = asyncio.Semaphore(options.slots or options.max_num_seqs)
+        self._chance = random.Random(0)  # noqa: S311 - injected faults, nothing secret
+
+    def application(self) -> web.Application:
+        """The aiohttp application, ready to be served."""
+        app = web.Application(client_max_size=2**30, middlewares=[self._check_key])
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/version", self._version)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        return app
+
+    @web.middleware
+    async def _check_key(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "")
+        # like vLLM: only the API itself is behind the key
+        if self.api_key and request.path.startswith("/v1") and given != f"Bearer {self.api_key}":
+            return web.json_response({"error": "Unauthorized"}, status=401)
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _version(self, _request: web.Request) -> web.Response:
+        return web.json_response({"version": VERSION})
+
+    async def _models(self, _request: web.Request) -> web.Response:
+        card = {
+            "id": self.model,
+            "object": "model",
+            "owned_by": "earwitness stand-in (no model)",
+            "root": self.model,
+            "max_model_len": self.options.max_model_len,
+        }
+        return web.json_response({"object": "list", "data": [card]})
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        counters = self.counters
+        label = f'model_name="{self.model}"'
+        lines = [
+            f'vllm:request_success_total{{finished_reason="{reason}",{label}}} {count}'
+            for reason, count in counters.finished.items()
+        ]
+        lines += [
+            f"vllm:num_requests_running{{{label}}} {counters.running}",
+            f"vllm:prompt_tokens_total{{{label}}} {counters.prompt_tokens}",
+            f"vllm:generation_tokens_total{{{label}}} {counters.generation_tokens}",
+            f"standin:requests_received_total {counters.received}",
+            f"standin:peak_requests_open {counters.peak_open}",
+        ]
+        return web.Response(text="\n".join(lines) + "\n")
+
+    async def _chat(self, request: web.Request) -> web.Response:
+        counters = self.counters
+        counters.received += 1
+        counters.open += 1
+        counters.peak_open = max(counters.peak_open, counters.open)
+        try:
+            body = await request.json()
+            if body.get("model") not in (None, self.model):
+                name = body.get("model")
+                return _error(404, f"The model `{name}` does not exist.", "NotFoundError")
+            try:
+                asked = read_request(body, self.options.allowed_local_media_path)
+            except (ValueError, KeyError, TypeError, binascii.Error) as error:
+                return _error(400, str(error))
+            return await self._answer(asked, int(body.get("max_tokens") or 2**31))
+        finally:
+            counters.open -= 1
+
+    async def _answer(self, asked: Asked, max_tokens: int) -> web.Response:
+        fault = await self._fault(asked)
+        if fault is not None:
+            return fault
+        async with self._slots:
+            self.counters.running += 1
+            try:
+                await asyncio.sleep(self.options.latency_s)
+            finally:
+                self.counters.running -= 1
+        words = natural_words(asked, self.options.answer_tokens)
+        finish_reason = "length" if len(words) > max_tokens else "stop"
+        return self._completion(asked, words[:max_tokens], finish_reason)
+
+    async def _fault(self, asked: Asked) -> web.Response | None:
+        options = self.options
+        if any(map(asked.mentions, options.crash_on)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if any(map(asked.mentions, options.hang_on)):
+            await asyncio.Event().wait()
+        if any(map(asked.mentions, options.refuse_on)):
+            return _error(400, "The stand-in was told to refuse this request")
+        if options.max_model_len is not None and asked.prompt_tokens >= options.max_model_len:
+            return _error(
+                400,
+                f"The decoder prompt (length {asked.prompt_tokens}) is longer than the maximum "
+                f"model length of {options.max_model_len}.",
+            )
+        if self._chance.random() < options.busy_rate:
+            return _error(429, "Too many requests", "TooManyRequests")
+        if self._chance.random() < options.fail_rate:
+            return _error(500, "Injected failure", "InternalServerError")
+        return None
+
+    def _completion(self, asked: Asked, words: list[str], finish_reason: str) -> web.Response:
+        counters = self.counters
+        counters.finished[finish_reason] += 1
+        counters.prompt_tokens += asked.prompt_tokens
+        counters.generation_tokens += len(words)
+        message = {"role": "assistant", "content": " ".join(words)}
+        usage = {
+            "prompt_tokens": asked.prompt_tokens,
+            "completion_tokens": len(words),
+            "total_tokens": asked.prompt_tokens + len(words),
+        }
+        choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+        body = {
+            "id": f"chatcmpl-standin-{counters.received}",
+            "object": "chat.completion",
+            "model": self.model,
+            "choices": [choice],
+            "usage": usage,
+        }
+        return web.json_response(body)
+
+
+def parse_options(argv: list[str]) -> tuple[argparse.Namespace, str]:
+    """Reads the command line, ignoring vLLM's flags that mean nothing here.
+
+    Args:
+        argv: Arguments without the program's name; `serve MODEL` may lead them.
+
+    Returns:
+        The options and the name to serve under.
+    """
+    parser = argparse.ArgumentParser(
+        prog="standin", description="A stand-in for vLLM, without a model.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--host", default="127.0.0.1")
+    add("--port", type=int, default=8000)
+    add("--served-model-name", "--model", default=None, help="name it serves under")
+    add("--max-num-seqs", type=int, default=128)
+    add("--slots", type=int, default=None, help="answers at once (default: --max-num-seqs)")
+    add("--max-model-len", type=int, default=None)
+    add("--allowed-local-media-path", type=Path, default=None)
+    add("--latency-s", type=float, default=0.0, help="time an answer takes")
+    add("--answer-tokens", type=int, default=None, help="length of every answer, in tokens")
+    add("--start-delay-s", type=float, default=0.0, help="time before it serves")
+    add("--fail-start", default=None, metavar="TEXT", help="do not start; give TEXT as the reason")
+    add("--fail-rate", type=float, default=0.0, help="share of requests answered 500")
+    add("--busy-rate", type=float, default=0.0, help="share of requests answered 429")
+    for name, what in (
+        ("--crash-on", "dies when asked"),
+        ("--hang-on", "never answers when asked"),
+        ("--refuse-on", "answers 400 when asked"),
+    ):
+        add(name, action="append", default=[], metavar="SHA256|TEXT", help=what)
+    options, others = parser.parse_known_args(argv)
+    words = others[1:] if others[:1] == ["serve"] else others
+    positional = words[0] if words and not words[0].startswith("-") else "stand-in"
+    return options, options.served_model_name or positional
+
+
+async def _serve(options: argparse.Namespace, model: str) -> None:
+    await asyncio.sleep(options.start_delay_s)
+    runner = web.AppRunner(
+        StandIn(options, model).application(),
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=1,
+    )
+    await runner.setup()
+    await web.TCPSite(runner, options.host, options.port).start()
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    await stopped.wait()
+    await runner.cleanup()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Serves until told to stop.
+
+    Args:
+        argv: Arguments without the program's name; default: the process's own.
+    """
+    options, model = parse_options(sys.argv[1:] if argv is None else argv)
+    if options.fail_start is not None:
+        sys.exit(f"ValueError: {options.fail_start}")
+    asyncio.run(_serve(options, model))
+
+
+if __name__ == "__main__":
+    main()

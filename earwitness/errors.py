@@ -1,0 +1,123 @@
+"""Every error earwitness raises on purpose.
+
+    EarwitnessError
+    ├── TransientError              worth another try, here or on the next run
+    │   ├── StorageUnavailableError     time-outs, 5xx, resets from object storage or a web server
+    │   └── EngineUnavailableError      the engine is down, restarting or overloaded
+    ├── BadRecordError              one record's own fault: becomes a rejection, the rest goes on
+    └── FatalError                  a person has to change something first
+        ├── SettingsError               a setting is wrong or contradicts another
+        ├── ManifestError               the manifest as a whole cannot be read
+        ├── CredentialsError            object storage refused the credentials themselves
+        ├── EngineStartError            the engine did not come up; carries vLLM's own reason
+        ├── ModelIdentityError          the model cannot be named or is not the one declared
+        ├── BuildNotFoundError          no such build, or nothing published yet
+        ├── BuildBusyError              another process is working on this build
+        ├── BuildDamagedError           stored files do not match their plan or receipts
+        ├── ShardFailedError            too much of a shard failed for reasons that will pass
+        ├── LedgerError                 rows do not add up; nothing was published
+        └── TooManyRejectionsError      more rejections than the build allows; not published
+
+Constructors take positional arguments only, so that every error survives pickling between
+processes (an exception with keyword-only arguments does not).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from earwitness.records import Rejection
+
+
+class EarwitnessError(Exception):
+    """Base of all of earwitness's own errors; its text is meant for a person."""
+
+
+class TransientError(EarwitnessError):
+    """Something that may well work when tried again."""
+
+
+class StorageUnavailableError(TransientError):
+    """Object storage or a web server timed out, broke off or answered 5xx."""
+
+
+class EngineUnavailableError(TransientError):
+    """The engine does not answer now; it may be restarting or overloaded."""
+
+
+class BadRecordError(EarwitnessError):
+    """One record cannot be answered; raised at the place that knows, kept as its rejection.
+
+    Args:
+        rejection: The rejection the record ends with.
+    """
+
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(rejection)
+        self.rejection = rejection
+
+    def __str__(self) -> str:
+        return f"{self.rejection.reason}: {self.rejection.detail}"
+
+
+class FatalError(EarwitnessError):
+    """Trying again without a change would end the same way."""
+
+
+class SettingsError(FatalError):
+    """A setting is wrong, missing, or contradicts another one."""
+
+
+class ManifestError(FatalError):
+    """The manifest as a whole cannot be read (not one bad line of it)."""
+
+
+class CredentialsError(FatalError):
+    """Object storage refused the credentials themselves, not one object."""
+
+
+class EngineStartError(FatalError):
+    """The engine did not come up.
+
+    Args:
+        reason: vLLM's own reason, in a line or two.
+        log: Where the engine's whole output is.
+    """
+
+    def __init__(self, reason: str, log: str = "") -> None:
+        super().__init__(reason, log)
+        self.reason = reason
+        self.log = log
+
+    def __str__(self) -> str:
+        where = f"\nThe engine's whole output: {self.log}" if self.log else ""
+        return f"the engine did not start: {self.reason}{where}"
+
+
+class ModelIdentityError(FatalError):
+    """The model cannot be resolved to an identity, or an engine serves another one."""
+
+
+class BuildNotFoundError(FatalError):
+    """There is no such build at this output."""
+
+
+class BuildBusyError(FatalError):
+    """Another process is working on this build right now."""
+
+
+class BuildDamagedError(FatalError):
+    """Files in storage do not match what the plan or a receipt says of them."""
+
+
+class ShardFailedError(FatalError):
+    """More of a shard's clips failed for passing reasons than may be written off as rejections."""
+
+
+class LedgerError(FatalError):
+    """Rows do not equal answered + rejected; nothing was published."""
+
+
+class TooManyRejectionsError(FatalError):
+    """The share of rejections is over `max_rejected`; nothing was published."""

@@ -1,0 +1,273 @@
+"""What makes two questions the same question: cache keys, request seeds, model identity, ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from earwitness.errors import ModelIdentityError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from earwitness.records import Message
+    from earwitness.settings import AudioSettings, EngineSettings, SamplingSettings
+
+KEY_VERSION = 1
+"""Raised whenever the same inputs would be asked or heard differently by newer code."""
+
+_NEUTRAL_FLAGS = frozenset(
+    {
+        "allowed-local-media-path",
+        "api-server-count",
+        "block-size",
+        "cpu-offload-gb",
+        "data-parallel-size",
+        "disable-log-requests",
+        "disable-log-stats",
+        "distributed-executor-backend",
+        "download-dir",
+        "enable-chunked-prefill",
+        "enable-prefix-caching",
+        "enforce-eager",
+        "gpu-memory-utilization",
+        "kv-cache-memory-bytes",
+        "limit-mm-per-prompt",
+        "load-format",
+        "max-model-len",
+        "max-num-batched-tokens",
+        "max-num-seqs",
+        "no-enable-chunked-prefill",
+        "no-enable-prefix-caching",
+        "pipeline-parallel-size",
+        "scheduling-policy",
+        "swap-space",
+        "tensor-parallel-size",
+        "uvicorn-log-level",
+    }
+)
+"""vLLM flags that say where and how fast, not what is answered. Any other is part of identity."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model answers, so exactly that equal identities give interchangeable answers.
+
+    Attributes:
+        kind: `hub` (id and commit), `local` (digest of the folder's files), `declared` (the id
+            an engine at a given address serves).
+        name: Hub id, folder name or declared id, for people; not part of a local model's digest.
+        version: Commit, digest, or empty.
+        arguments: Engine arguments that change output, sorted.
+    """
+
+    kind: str
+    name: str
+    version: str
+    arguments: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """Hex SHA-256 over what decides answers."""
+        decides = asdict(self)
+        if self.kind == "local":
+            del decides["name"]
+        return _digest(decides)
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def cache_key(clips: Sequence[str], messages: Sequence[Message], question_digest: str) -> str:
+    """The key under which a record's outcome is kept.
+
+    Args:
+        clips: SHA-256 of the record's clips in order, hex.
+        messages: The rendered messages, system prompt included.
+        question_digest: `question_digest()` of everything all records of a build share.
+
+    Returns:
+        Hex SHA-256.
+    """
+    return _digest([KEY_VERSION, list(clips), list(messages), question_digest])
+
+
+def question_digest(model: ModelIdentity, sampling: SamplingSettings, audio: AudioSettings) -> str:
+    """The part of a cache key that all records of a build share: model, sampling, audio policy."""
+    return _digest(
+        [model.digest(), sampling.model_dump(mode="json"), audio.model_dump(mode="json")]
+    )
+
+
+def request_seed(key: str) -> int:
+    """The seed a request is sent with: 31 bits of its cache key (the build's seed is in there)."""
+    return int(key[:8], 16) & 0x7FFF_FFFF
+
+
+def output_arguments(engine: EngineSettings) -> tuple[str, ...]:
+    """The engine arguments that change what is answered, in a stable order.
+
+    Flags we know to be neutral are left out; whatever we do not know is kept, so that an unknown
+    flag can cost a repeated answer but never a wrong one.
+    """
+    named = {
+        "dtype": engine.dtype,
+        "quantization": engine.quantization,
+        "chat-template": _file_or_text(engine.chat_template),
+    }
+    found = [f"--{flag}={value}" for flag, value in named.items() if value is not None]
+    for flag, values in _flags(engine.vllm_args):
+        if flag not in _NEUTRAL_FLAGS:
+            found.append("=".join([f"--{flag}", *values]))
+    return tuple(sorted(found))
+
+
+def _flags(words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    flags: list[tuple[str, list[str]]] = []
+    for word in words:
+        if word.startswith("--"):
+            name, separator, value = word[2:].partition("=")
+            flags.append((name.replace("_", "-"), [value] if separator else []))
+        elif flags:
+            flags[-1][1].append(word)
+        else:
+            flags.append((word, []))
+    return flags
+
+
+def _file_or_text(value: str | None) -> str | None:
+    """A chat template by its content, whether it came as a path or as text."""
+    if value is None:
+        return None
+    try:
+        text = Path(value).read_text(encoding="utf-8")
+    except OSError:
+        text = value
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """Hex SHA-256 over a model folder's files (names and bytes), notes and hidden files aside.
+
+    Digests of single files are remembered by size, mtime and inode in the user's cache folder, so
+    that a nightly start does not read 15 GB again.
+    """
+    remembered = _remembered_digests()
+    found: dict[str, str] = {}
+    fresh: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if hidden or not path.is_file() or path.suffix.lower() == ".md":
+            continue
+        status = path.stat()
+        stamp = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
+        digest = remembered.get(stamp)
+        if digest is None:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            # a file written moments ago could change again within the clock's tick
+            if datetime.now(tz=UTC).timestamp() - status.st_mtime > _SETTLED_S:
+                fresh[stamp] = digest
+        found[relative.as_posix()] = digest
+    if fresh:
+        _remember_digests(remembered | fresh)
+    return _digest(found)
+
+
+_SETTLED_S = 2.0
+
+
+def _digests_file() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "earwitness" / "model-digests.json"
+
+
+def _remembered_digests() -> dict[str, str]:
+    try:
+        known: dict[str, str] = json.loads(_digests_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known
+
+
+def _remember_digests(known: dict[str, str]) -> None:
+    path = _digests_file()
+    temporary = path.with_suffix(f".{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(known), encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+
+
+def identify_model(model: str, engine: EngineSettings, *, declared: bool) -> ModelIdentity:
+    """Name the model a build asks, before anything is asked.
+
+    Args:
+        model: Local folder, hub id, or the id given engines serve.
+        engine: Revision, cache folder and the arguments that change output.
+        declared: True when engines at given addresses answer; `model` is then their id.
+
+    Raises:
+        ModelIdentityError: The hub id cannot be resolved, or the folder holds no model.
+    """
+    arguments = output_arguments(engine)
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelIdentityError(f"{model} holds no model: it has no config.json")
+        return ModelIdentity("local", folder.resolve().name, folder_digest(folder), arguments)
+    if declared:
+        return ModelIdentity("declared", model, "", arguments)
+    if model.startswith((".", "/", "~")):
+        raise ModelIdentityError(f"{model}: no such folder")
+    return ModelIdentity("hub", model, _hub_commit(model, engine), arguments)
+
+
+def _hub_commit(model: str, engine: EngineSettings) -> str:
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    revision = engine.revision or "main"
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    try:
+        commit = HfApi().model_info(model, revision=revision, timeout=30).sha
+    except HFValidationError as error:
+        raise ModelIdentityError(f"{model} is neither a folder nor a hub id: {error}") from error
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        hub = Path(engine.hub_cache or constants.HF_HUB_CACHE)
+        ref = hub / f"models--{model.replace('/', '--')}" / "refs" / revision
+        try:
+            return ref.read_text(encoding="utf-8").strip()
+        except OSError:
+            raise ModelIdentityError(
+                f"the hub does not answer for {model}@{revision}, and it is not in {hub}: "
+                f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            ) from error
+    if not commit:
+        raise ModelIdentityError(f"the hub names no commit for {model}@{revision}")
+    return commit
+
+
+def build_id(name: str, started: datetime, run: str) -> str:
+    """A build's id: `<name>-<scheduled start>-<6 characters of the run>`.
+
+    Args:
+        name: For people; anything but letters, digits, `.`, `_` and `-` becomes `-`.
+        started: Scheduled start; the same over retries.
+        run: The run's own id; the same over retries.
+    """
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "build"
+    letters = re.sub(r"[^a-z0-9]", "", run.lower())[-6:]
+    return f"{safe}-{started.astimezone(UTC):%Y%m%dT%H%M%SZ}-{letters}"

@@ -1,0 +1,1 @@
+"""Reading manifests: a stream of lines in, linted and rendered rows out."""

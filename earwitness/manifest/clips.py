@@ -1,0 +1,144 @@
+"""From a record's audio field to the absolute URIs of its clips."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from earwitness.errors import BadRecordError
+from earwitness.records import Reason, Rejection, Stage
+from earwitness.storage import join_uri, split_protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from earwitness.records import Json
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::.*)?", re.DOTALL)
+_MAX_FOLDERS = 4096
+
+
+class ClipResolver:
+    """Reads the audio field of records and makes its URIs absolute.
+
+    Args:
+        root: Folder or URL that relative paths start from.
+        column: Name of the audio field.
+        max_clips: A record with more clips is rejected.
+    """
+
+    def __init__(self, root: str, column: str, max_clips: int) -> None:
+        self._root = root
+        self._column = column
+        self._max_clips = max_clips
+        self._local = split_protocol(root) == "file"
+        self._web = split_protocol(root) in {"http", "https"}
+        # clips lie many to a folder: joining paths is paid once a folder
+        self._folders: dict[str, str] = {}
+
+    def resolve(self, record: Json) -> tuple[str, ...]:
+        """The record's clips.
+
+        Args:
+            record: The manifest's fields.
+
+        Returns:
+            Absolute URIs, in order, at least one.
+
+        Raises:
+            BadRecordError: The record has no audio, or something else in its place.
+        """
+        value = record.get(self._column)
+        if value is None or value == []:
+            state = "empty" if value == [] else "missing" if self._column not in record else "null"
+            _reject(Reason.NO_AUDIO, f"field {self._column!r} is {state}")
+        uris = [value] if isinstance(value, str) else value
+        if not isinstance(uris, list):
+            kind = type(value).__name__
+            _reject(Reason.BAD_AUDIO, f"field {self._column!r} is a {kind}, not a list of URIs")
+        if len(uris) > self._max_clips:
+            _reject(
+                Reason.TOO_MANY_CLIPS,
+                f"field {self._column!r} names {len(uris)} clips, more than {self._max_clips}",
+            )
+        return tuple([self._absolute(uri) for uri in uris])
+
+    def _absolute(self, uri: Any) -> str:
+        if not isinstance(uri, str) or not uri or uri.isspace():
+            what = "an empty text" if isinstance(uri, str) else f"a {type(uri).__name__}"
+            _reject(Reason.BAD_AUDIO, f"field {self._column!r} holds {what} where a URI has to be")
+        if "\0" in uri:
+            _reject(Reason.BAD_URI, f"field {self._column!r}: a URI with a NUL character in it")
+        head, separator, _ = uri.partition("://")
+        if separator and _SCHEME.fullmatch(head):
+            if not _is_known(head.lower()):
+                _reject(
+                    Reason.BAD_URI,
+                    f"field {self._column!r}: nothing reads {head[:40]}:// ({uri[:120]})",
+                )
+            return uri
+        if uri[:5] == "data:":
+            _reject(
+                Reason.BAD_URI, f"field {self._column!r}: audio inside the manifest ({uri[:40]})"
+            )
+        return self._join(uri)
+
+    def _join(self, path: str) -> str:
+        folder, slash, name = path.rpartition("/")
+        if name in {"", ".", ".."} or (self._web and ("?" in path or "#" in path)):
+            return self._joined(path, path)
+        folder += slash
+        base = self._folders.get(folder)
+        if base is None:
+            base = self._joined(folder, path).rstrip("/") + "/"
+            if len(self._folders) >= _MAX_FOLDERS:
+                self._folders.clear()
+            self._folders[folder] = base
+        return base + name
+
+    def _joined(self, relative: str, path: str) -> str:
+        joined = join_uri(self._root, relative)
+        if not self._local and not self._web and not relative.startswith("/"):
+            # `..` past the bucket's root would name another bucket
+            bucket = self._root.partition("://")[2].partition("/")[0]
+            if joined.partition("://")[2].partition("/")[0] != bucket:
+                _reject(
+                    Reason.BAD_URI, f"field {self._column!r}: {path[:120]} leads out of the bucket"
+                )
+        return joined
+
+
+def audio_root_hint(paths: Iterable[str], audio_root: str) -> str | None:
+    """What to say when relative clips are found only from the working directory.
+
+    Args:
+        paths: Clips as the manifest names them; a few of its first records' do.
+        audio_root: Where relative paths start from now.
+
+    Returns:
+        A sentence with the option that helps, None when there is nothing to say.
+    """
+    here = Path.cwd()
+    if split_protocol(audio_root) != "file":
+        return None
+    relative = [path for path in paths if "://" not in path and not path.startswith("/")]
+    lost = [path for path in relative if not Path(join_uri(audio_root, path)).exists()]
+    if not lost or len(lost) < len(relative) or not any((here / path).exists() for path in lost):
+        return None
+    return (
+        f"clips are named relative to the working directory, not to {audio_root} "
+        f"({lost[0]} exists only there): add --audio-root ."
+    )
+
+
+@lru_cache(maxsize=256)
+def _is_known(protocol: str) -> bool:
+    from fsspec.registry import available_protocols
+
+    return protocol in available_protocols()
+
+
+def _reject(reason: Reason, detail: str) -> NoReturn:
+    raise BadRecordError(Rejection(Stage.PLAN, reason, detail))

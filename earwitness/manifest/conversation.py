@@ -1,0 +1,204 @@
+"""From a record's conversation to the messages asked: no guesses, never without the audio."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from earwitness.errors import BadRecordError
+from earwitness.records import Message, Reason, Rejection, Stage
+
+if TYPE_CHECKING:
+    from earwitness.records import AudioPart, TextPart
+
+MARK = "<audio>"
+"""Where a clip goes inside a text."""
+
+ROLES: dict[str, Literal["system", "user", "assistant"]] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+_AUDIO_PARTS = frozenset({"audio", "audio_url", "input_audio"})
+
+# the pieces of a turn: a text, or None for the place of a clip
+_Pieces = list[str | None]
+_Turn = tuple[Literal["system", "user", "assistant"], _Pieces]
+
+
+def render(
+    conversation: Any,
+    clips: int,
+    *,
+    system_prompt: str,
+    question: str | None = None,
+    field: str = "conversation",
+) -> tuple[Message, ...]:
+    """What will be asked about a record's clips.
+
+    Args:
+        conversation: The record's conversation, in the `from`/`value` form or OpenAI's.
+        clips: How many clips the record has.
+        system_prompt: Leads conversations that bring no system turn; empty: none.
+        question: Asked where the record brings no conversation.
+        field: The field's name, for the rejection's detail.
+
+    Returns:
+        The messages, every clip in its place exactly once.
+
+    Raises:
+        BadRecordError: The conversation breaks a rule; its rejection says which.
+    """
+    if conversation is None or conversation in ([], ""):
+        if question is None:
+            state = "missing" if conversation is None else "empty"
+            _reject(Reason.NO_CONVERSATION, f"field {field!r} is {state} and no question is given")
+        turns: list[_Turn] = [("user", _split_marks(question))]
+    else:
+        turns = _read_turns(conversation, field)
+        _check_order(turns)
+    _place_clips(turns, clips)
+    if system_prompt and turns[0][0] != "system":
+        turns.insert(0, ("system", [system_prompt]))
+    return _messages(turns)
+
+
+def _read_turns(conversation: Any, field: str) -> list[_Turn]:
+    if not isinstance(conversation, list):
+        kind = type(conversation).__name__
+        _reject(Reason.BAD_CONVERSATION, f"field {field!r} is a {kind}, not a list of turns")
+    form = None
+    turns = []
+    for number, turn in enumerate(conversation, 1):
+        if not isinstance(turn, dict):
+            _reject(Reason.BAD_CONVERSATION, f"turn {number} is a {type(turn).__name__}, no object")
+        # null counts as absent: Parquet gives every turn the keys of all turns
+        speaker, value = turn.get("from"), turn.get("value")
+        role, content = turn.get("role"), turn.get("content")
+        plain = speaker is not None or value is not None
+        openai = role is not None or content is not None
+        if plain and openai:
+            _reject(Reason.BAD_CONVERSATION, f"turn {number} mixes from/value with role/content")
+        if not plain and not openai:
+            _reject(
+                Reason.BAD_CONVERSATION, f"turn {number} has neither from/value nor role/content"
+            )
+        if form is not None and form is not plain:
+            _reject(Reason.BAD_CONVERSATION, f"turn {number} changes between the forms of turns")
+        form = plain
+        if plain:
+            turns.append((_role(speaker, number), _text_pieces(value, number)))
+        else:
+            turns.append((_role(role, number), _content_pieces(content, number)))
+    return turns
+
+
+def _role(name: Any, number: int) -> Literal["system", "user", "assistant"]:
+    if name is None:
+        _reject(Reason.UNKNOWN_ROLE, f"turn {number} names no role")
+    role = ROLES.get(name) if isinstance(name, str) else None
+    if role is None:
+        known = ", ".join(ROLES)
+        _reject(Reason.UNKNOWN_ROLE, f"turn {number} is by {str(name)[:80]!r}, not one of {known}")
+    return role
+
+
+def _text_pieces(value: Any, number: int) -> _Pieces:
+    if value is None:
+        _reject(Reason.EMPTY_TURN, f"turn {number} has no text")
+    if not isinstance(value, str):
+        _reject(Reason.BAD_CONVERSATION, f"turn {number} is a {type(value).__name__}, no text")
+    pieces = _split_marks(value)
+    if not pieces:
+        _reject(Reason.EMPTY_TURN, f"turn {number} is empty")
+    return pieces
+
+
+def _content_pieces(content: Any, number: int) -> _Pieces:
+    """The pieces of an OpenAI `content`: a text, or a list of text and audio parts."""
+    if not isinstance(content, list):
+        return _text_pieces(content, number)
+    pieces: _Pieces = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            pieces.extend(_split_marks(part["text"]))
+        elif kind in _AUDIO_PARTS:
+            pieces.append(None)
+        else:
+            name = repr(str(kind)[:80]) if kind is not None else "no type"
+            _reject(
+                Reason.BAD_CONVERSATION, f"turn {number} has a part of {name}; text and audio only"
+            )
+    if not pieces:
+        _reject(Reason.EMPTY_TURN, f"turn {number} is empty")
+    return pieces
+
+
+def _split_marks(text: str) -> _Pieces:
+    """Cut a text at its marks; pieces that are only white space fall away."""
+    if MARK not in text:
+        return [text] if text and not text.isspace() else []
+    pieces: _Pieces = []
+    segments = text.split(MARK)
+    for position, segment in enumerate(segments):
+        # manifests in LLaVA's style put marks on lines of their own: that newline is no text
+        cut = segment
+        if position:
+            pieces.append(None)
+            cut = cut.removeprefix("\n")
+        if position < len(segments) - 1:
+            cut = cut.removesuffix("\n")
+        if cut and not cut.isspace():
+            pieces.append(cut)
+    return pieces
+
+
+def _check_order(turns: list[_Turn]) -> None:
+    start = 1 if turns[0][0] == "system" else 0
+    for number, (role, _) in enumerate(turns[start:], start):
+        expected = "assistant" if (number - start) % 2 else "user"
+        if role != expected:
+            _reject(
+                Reason.TURN_ORDER,
+                f"turn {number + 1} is the {role}'s where the {expected}'s has to be",
+            )
+    if turns[-1][0] != "user":
+        _reject(Reason.NO_QUESTION, f"the last turn is the {turns[-1][0]}'s, not a question")
+
+
+def _place_clips(turns: list[_Turn], clips: int) -> None:
+    marks = 0
+    for number, (role, pieces) in enumerate(turns, 1):
+        if None in pieces:
+            if role != "user":
+                _reject(
+                    Reason.AUDIO_MARK_MISMATCH,
+                    f"turn {number} is the {role}'s and places audio; only the human's may",
+                )
+            marks += pieces.count(None)
+    if marks == 0:
+        first = 1 if turns[0][0] == "system" else 0
+        turns[first] = ("user", [*[None] * clips, *turns[first][1]])
+    elif marks != clips:
+        _reject(Reason.AUDIO_MARK_MISMATCH, f"{marks} places for audio, but {clips} clips")
+
+
+def _messages(turns: list[_Turn]) -> tuple[Message, ...]:
+    messages: list[Message] = []
+    clip = 0
+    for role, pieces in turns:
+        content: list[TextPart | AudioPart] = []
+        for piece in pieces:
+            if piece is None:
+                content.append({"type": "audio", "clip": clip})
+                clip += 1
+            else:
+                content.append({"type": "text", "text": piece})
+        messages.append({"role": role, "content": content})
+    return tuple(messages)
+
+
+def _reject(reason: Reason, detail: str) -> NoReturn:
+    raise BadRecordError(Rejection(Stage.PLAN, reason, detail))

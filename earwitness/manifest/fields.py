@@ -1,0 +1,255 @@
+"""One schema a build: what type each of the manifest's fields has in the data files."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from earwitness.errors import BuildDamagedError, ManifestError, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyarrow as pa
+
+    from earwitness.records import Json
+
+BUFFER_ROWS = 5_000
+BUFFER_BYTES = 32 * 2**20
+MAX_FIELDS = 2_000
+"""More differently named fields than this are data in the place of names: no table holds them."""
+_REJECTION_KEYS = frozenset({"row", "stage", "reason", "detail", "transient"})
+
+
+class CollisionCheck:
+    """Refuses manifests whose fields are named like the two that a build adds.
+
+    Args:
+        answer_column: Field the answer is written to.
+        provenance_column: Field the provenance struct is written to.
+    """
+
+    def __init__(self, answer_column: str, provenance_column: str) -> None:
+        self._answer = answer_column
+        self._provenance = provenance_column
+
+    def strip(self, record: Json, row: int) -> bool:
+        """Check a record; what an earlier build said of a rejected row is taken out of it.
+
+        Args:
+            record: The manifest's fields, changed in place where True comes back.
+            row: Its position in the manifest.
+
+        Returns:
+            True when the record was changed.
+
+        Raises:
+            SettingsError: A field of the record is named like one of ours.
+        """
+        if self._answer in record:
+            raise SettingsError(
+                f"row {row} of the manifest has a field {self._answer!r} already: "
+                "name the field for answers otherwise with --answer-column"
+            )
+        if self._provenance not in record:
+            return False
+        theirs = record[self._provenance]
+        if not isinstance(theirs, dict) or not theirs.keys() >= _REJECTION_KEYS:
+            raise SettingsError(
+                f"row {row} of the manifest has a field {self._provenance!r} already: "
+                "name the field for provenance otherwise with layout.provenance_column"
+            )
+        # a rejections file is itself a manifest: its records come back as they once went in
+        del record[self._provenance]
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFields:
+    """The manifest's fields as they are written, the same in every shard of a build.
+
+    Attributes:
+        schema: Arrow type of each field, in the order the manifest brought them.
+        json_fields: Fields whose values have no one type: each value is written as JSON text.
+    """
+
+    schema: pa.Schema
+    json_fields: tuple[str, ...] = ()
+
+    def to_json(self) -> Json:
+        """The fields for the plan: exact for machines, with the types' names for people."""
+        return {
+            "types": {field.name: str(field.type) for field in self.schema},
+            "json_fields": list(self.json_fields),
+            "arrow": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
+        }
+
+    @classmethod
+    def from_json(cls, stored: Json) -> OutputFields:
+        """Read back what `to_json` gave.
+
+        Raises:
+            BuildDamagedError: It is something else.
+        """
+        import pyarrow as pa
+
+        try:
+            schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored["arrow"])))
+            return cls(schema, tuple(stored["json_fields"]))
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise BuildDamagedError(f"the plan's output fields cannot be read: {error}") from error
+
+    def to_arrow(self, records: Sequence[Json]) -> pa.Table:
+        """Records as a table of this schema; fields a record lacks are null.
+
+        Args:
+            records: Records of the manifest the schema is of.
+
+        Returns:
+            A table with a row a record.
+
+        Raises:
+            BuildDamagedError: A record does not fit the schema: it is not of this manifest.
+        """
+        import pyarrow as pa
+
+        from earwitness.manifest.columns import to_arrow_column
+
+        columns = []
+        for field in self.schema:
+            values = [record.get(field.name) for record in records]
+            try:
+                if field.name in self.json_fields:
+                    columns.append(pa.array(_json_texts(values), field.type))
+                else:
+                    columns.append(to_arrow_column(values, field.type))
+            except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+                raise BuildDamagedError(
+                    f"field {field.name!r} does not fit its planned type {field.type}: {error}"
+                ) from error
+        if not columns:
+            # a table without columns still has its rows
+            return pa.table({"": pa.nulls(len(records))}).select([])
+        return pa.Table.from_arrays(columns, schema=self.schema)
+
+
+class SchemaBuilder:
+    """Finds each field's type over a stream of records, in constant memory.
+
+    Args:
+        schema: The manifest's own schema (Parquet), kept as it is; None: found from the records.
+    """
+
+    def __init__(self, schema: pa.Schema | None = None) -> None:
+        self._own = schema
+        self._records: list[Json] = []
+        self._bytes = 0
+        self._types: dict[str, pa.DataType] = {}
+        self._json_text: set[str] = set()
+        # where an integer too large for a double was seen: field → paths inside its type
+        self._large: dict[str, set[str]] = {}
+
+    def add(self, record: Json, size_bytes: int = 0) -> None:
+        """Take a record into account.
+
+        Args:
+            record: The manifest's fields.
+            size_bytes: About its size, to bound the memory of buffered records.
+
+        Raises:
+            ManifestError: The records have too many differently named fields for a table.
+        """
+        if self._own is not None:
+            return
+        self._records.append(record)
+        self._bytes += size_bytes
+        if len(self._records) >= BUFFER_ROWS or self._bytes >= BUFFER_BYTES:
+            self._flush()
+
+    def finish(self) -> OutputFields:
+        """The fields of all records added.
+
+        Returns:
+            One type a field; fields without one become JSON text.
+
+        Raises:
+            ManifestError: The records have too many differently named fields for a table.
+        """
+        import pyarrow as pa
+
+        from earwitness.manifest.arrow_types import is_storable, leaves, without_nulls
+
+        if self._own is not None:
+            return _parquet_fields(self._own)
+        self._flush()
+        fields: list[pa.Field[Any]] = []
+        for name, kind in self._types.items():
+            found = dict(leaves(kind))
+            lossy = any(found.get(path) == pa.float64() for path in self._large.get(name, ()))
+            if name in self._json_text or lossy or not is_storable(kind):
+                self._json_text.add(name)
+                fields.append(pa.field(name, pa.string()))
+            else:
+                fields.append(pa.field(name, without_nulls(kind)))
+        schema = pa.schema(fields)
+        return OutputFields(schema, tuple(n for n in schema.names if n in self._json_text))
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        for record in self._records:
+            if not record.keys() <= self._types.keys():
+                for name in record:
+                    self._types.setdefault(name, pa.null())
+        if len(self._types) > MAX_FIELDS:
+            raise ManifestError(
+                f"the manifest's records have more than {MAX_FIELDS} differently named fields: "
+                "names that are data belong inside one field"
+            )
+        for name in self._types:
+            if name not in self._json_text:
+                self._infer(name, [record.get(name) for record in self._records])
+        self._records = []
+        self._bytes = 0
+
+    def _infer(self, name: str, values: list[Any]) -> None:
+        import pyarrow as pa
+
+        from earwitness.manifest.arrow_types import large_integers, looks_like_map
+
+        try:
+            column = pa.array(values)
+            pair = [pa.schema([("", self._types[name])]), pa.schema([("", column.type)])]
+            merged = pa.unify_schemas(pair, promote_options="permissive").field(0).type
+        except (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError):
+            self._json_text.add(name)
+            return
+        if looks_like_map(merged):
+            self._json_text.add(name)
+            return
+        self._types[name] = merged
+        large = large_integers(column)
+        if large:
+            self._large.setdefault(name, set()).update(large)
+
+
+def _parquet_fields(schema: pa.Schema) -> OutputFields:
+    import pyarrow as pa
+
+    from earwitness.manifest.columns import is_restorable, plain_type
+
+    fields: list[pa.Field[Any]] = []
+    json_fields: list[str] = []
+    for field in schema:
+        kind: Any = plain_type(field.type)
+        if not is_restorable(kind):
+            json_fields.append(field.name)
+            kind = pa.string()
+        fields.append(pa.field(field.name, kind))
+    return OutputFields(pa.schema(fields), tuple(json_fields))
+
+
+def _json_texts(values: list[Any]) -> list[str | None]:
+    return [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]

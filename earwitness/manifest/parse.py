@@ -1,0 +1,116 @@
+"""From a line's bytes to its JSON object, or to what is wrong with the line."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from earwitness.records import Reason, Rejection, Stage
+
+if TYPE_CHECKING:
+    from earwitness.records import Json
+
+MAX_DEPTH = 100
+"""Deeper nesting is refused, at a fixed depth so that it never depends on the stack's state."""
+
+_WHITE = " \t\r\n"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_KINDS = {list: "array", str: "string", bool: "boolean", type(None): "null"}
+_TOO_DEEP = f"the JSON is nested deeper than {MAX_DEPTH} levels"
+
+
+def parse_record(raw: bytes) -> tuple[Json | None, Rejection | None]:
+    """The JSON object a line holds.
+
+    Args:
+        raw: The line's bytes.
+
+    Returns:
+        The object and None, or None and what is wrong with the line; both when it is an object
+        with text in it that is no Unicode.
+    """
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        return None, _rejection(
+            Reason.BAD_ENCODING,
+            f"the line is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}",
+        )
+    try:
+        value = _parse(text)
+        if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_too_deep(value):
+            raise ValueError(_TOO_DEEP)  # noqa: TRY301 - one place says what malformed lines get
+    except RecursionError:
+        return None, _malformed(_TOO_DEEP)
+    except ValueError as error:
+        return None, _malformed(str(error))
+    if not isinstance(value, dict):
+        kind = _KINDS.get(type(value), "number")
+        return None, _rejection(
+            Reason.NOT_AN_OBJECT, f"the line holds a JSON {kind}, not an object of fields"
+        )
+    if "\\u" in text and _SURROGATE.search(text):
+        return value, _surrogate_rejection(value)
+    return value, None
+
+
+def _parse(text: str) -> Any:
+    start = 0 if text[:1] == "{" else len(text) - len(text.lstrip(_WHITE))
+    try:
+        value, end = _decoder.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        raise ValueError(_at(error.msg, text, error.pos)) from None
+    if end != len(text) and text[end:].strip(_WHITE):
+        raise ValueError(_at("text after the end of the JSON value", text, end))
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; keys must differ, as readers disagree on which of two values counts."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for position, key in enumerate(names) if key in names[:position])
+        raise ValueError(f"the key {twice[:80]!r} is there twice in one object")
+    return fields
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _is_too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        level = inner
+    return any(isinstance(item, dict | list) for item in level)
+
+
+def _surrogate_rejection(record: Json) -> Rejection | None:
+    for key, value in record.items():
+        try:
+            json.dumps([key, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return _rejection(
+                Reason.BAD_ENCODING, f"field {key[:80]!r} has half a surrogate pair in its text"
+            )
+    return None
+
+
+def _at(message: str, text: str, position: int) -> str:
+    near = text[max(0, position - 20) : position + 20]
+    return f"{message} at character {position + 1}, near {near!r}"
+
+
+def _malformed(message: str) -> Rejection:
+    return _rejection(Reason.MALFORMED_LINE, f"the line is not JSON: {message[:180]}")
+
+
+def _rejection(reason: Reason, detail: str) -> Rejection:
+    return Rejection(Stage.PLAN, reason, detail)

@@ -1,0 +1,208 @@
+"""What one process shares while it works on a build: scratch, loop, decoders, engine.
+
+Flows open a runtime, tasks use the current one. The outermost flow in a process owns it, so that
+an engine started for one shard serves the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+import tempfile
+import threading
+from collections import defaultdict
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from earwitness.audio.fetch import ClipFetcher
+from earwitness.audio.workers import DecodePool
+from earwitness.engine.client import Engine
+from earwitness.errors import FatalError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+    from concurrent.futures import Future
+    from typing import IO
+
+    from earwitness.audio.fetch import FetchedClip
+    from earwitness.records import Outcome
+    from earwitness.settings import BuildSettings
+
+T = TypeVar("T")
+
+SCRATCH_VARIABLE = "EARWITNESS_SCRATCH"
+"""Environment variable: the folder scratch folders are made in (default: the system's own)."""
+
+_PREFIX = "earwitness-"
+_LOCK = "owner.lock"
+
+
+class ShardMemory:
+    """What the batches of one shard in this process know of each other."""
+
+    def __init__(self) -> None:
+        self.fetches: dict[str, asyncio.Future[FetchedClip]] = {}
+        self.questions: dict[str, asyncio.Future[Outcome]] = {}
+        self.transient_failures = 0
+
+
+class Runtime:
+    """Everything a build's tasks share inside one process.
+
+    Args:
+        settings: The build's settings, resolved.
+        model: The name requests are sent under.
+    """
+
+    def __init__(self, settings: BuildSettings, model: str) -> None:
+        self.settings = settings
+        self.scratch, self._lock = _make_scratch()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="earwitness-io")
+        self._thread.daemon = True
+        self._thread.start()
+        self._memory: dict[tuple[str, int], ShardMemory] = defaultdict(ShardMemory)
+        self._pool: DecodePool | None = None
+        self._pool_lock = threading.Lock()
+        self.fetcher: ClipFetcher = self.run(_in_loop(ClipFetcher))
+        self.engine: Engine = self.run(
+            _in_loop(
+                Engine,
+                settings.engine,
+                model,
+                scratch=self.scratch,
+                clips_per_prompt=settings.input.max_clips,
+            )
+        )
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the runtime's loop and wait for it, from any thread."""
+        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def start_engine(self) -> None:
+        """Begin starting the engine in the background; asking waits for it."""
+        asyncio.run_coroutine_threadsafe(self.engine.start(), self._loop)
+
+    def engine_version(self) -> str:
+        """What answered, for the record; empty when nothing was asked in this process."""
+        return self.run(self.engine.version()) if self.engine.requests_sent else ""
+
+    @property
+    def pool(self) -> DecodePool:
+        """The worker processes that probe and decode, started when first needed."""
+        with self._pool_lock:
+            if self._pool is None:
+                self._pool = DecodePool(os.cpu_count() or 1)
+            return self._pool
+
+    def memory(self, build: str, shard: int) -> ShardMemory:
+        """What is known of a shard in this process."""
+        return self._memory[build, shard]
+
+    def batch_folder(self, build: str, shard: int, batch: int) -> Path:
+        """The scratch folder of a batch."""
+        name = build.rstrip("/").rpartition("/")[2]
+        return self.scratch / name / f"shard-{shard:05d}" / f"batch-{batch:05d}"
+
+    def forget_shard(self, build: str, shard: int) -> None:
+        """Remove a shard's scratch and memory."""
+        self._memory.pop((build, shard), None)
+        shutil.rmtree(self.batch_folder(build, shard, 0).parent, ignore_errors=True)
+
+    async def _close_inside(self) -> None:
+        """What has to end in the loop it lives in; whoever still waits there is let go."""
+        waiting = asyncio.all_tasks() - {asyncio.current_task()}
+        await self.engine.close()
+        await self.fetcher.close()
+        for task in waiting:
+            task.cancel()
+
+    def close(self) -> None:
+        """Stop the engine and the workers, remove scratch. Safe to call twice."""
+        if not self._thread.is_alive():
+            return
+        try:
+            self.run(self._close_inside())
+        finally:
+            if self._pool is not None:
+                self._pool.close()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            self._lock.close()
+
+
+_current: Runtime | None = None
+
+
+def current() -> Runtime:
+    """The runtime of this process.
+
+    Raises:
+        FatalError: No flow has opened one.
+    """
+    if _current is None:
+        raise FatalError("tasks run inside build_dataset or build_shard: no runtime is open")
+    return _current
+
+
+@contextmanager
+def running(settings: BuildSettings, model: str) -> Iterator[Runtime]:
+    """Open this process's runtime, or join the one that is open."""
+    global _current  # noqa: PLW0603 - one runtime a process is the point
+    if _current is not None:
+        yield _current
+        return
+    runtime = Runtime(settings, model)
+    _current = runtime
+    try:
+        yield runtime
+    finally:
+        _current = None
+        runtime.close()
+
+
+async def _in_loop(make: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a constructor inside the loop its object will live in."""
+    return make(*args, **kwargs)
+
+
+def _make_scratch() -> tuple[Path, IO[str]]:
+    """A scratch folder of our own, readable by nobody else; folders of dead owners are removed."""
+    root = Path(os.environ.get(SCRATCH_VARIABLE) or tempfile.gettempdir())
+    root.mkdir(parents=True, exist_ok=True)
+    sweep_scratch(root)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+    lock = (folder / _LOCK).open("w", encoding="utf-8")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return folder, lock
+
+
+def sweep_scratch(root: Path) -> int:
+    """Remove scratch folders whose owner is gone.
+
+    Args:
+        root: Where scratch folders are made.
+
+    Returns:
+        How many were removed.
+    """
+    swept = 0
+    for lock_path in root.glob(f"{_PREFIX}*/{_LOCK}"):
+        try:
+            with lock_path.open("w", encoding="utf-8") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock_path.parent, ignore_errors=True)
+                swept += 1
+        except OSError:
+            continue  # its owner lives, or it is another user's
+    return swept

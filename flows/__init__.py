@@ -1,0 +1,1 @@
+"""Orchestration only: which task after which, how many at once, what a retry does."""

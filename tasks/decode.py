@@ -1,0 +1,27 @@
+"""Decode a batch's clips to what the model hears."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+from prefect import task
+
+from earwitness.build.batch import BatchRef, keys_digest, load_batch, save_batch
+from earwitness.build.stages import decode_batch
+from earwitness.runtime import current
+from tasks.retrying import retrying
+
+
+@task(name="decode", task_run_name="decode batch {batch.batch}", **retrying)
+def decode(batch: BatchRef) -> BatchRef:
+    """Mono audio at the model's rate; silence, NaN and cut streams are rejected by policy."""
+    runtime = current()
+    folder = runtime.batch_folder(batch.build, batch.shard, batch.batch)
+    records = load_batch(folder, "validate")
+    audio = folder / "audio"
+    audio.mkdir(parents=True, exist_ok=True)
+    runtime.run(decode_batch(runtime, records, folder / "clips", audio))
+    save_batch(folder, "decode", records)
+    shutil.rmtree(folder / "clips", ignore_errors=True)
+    return replace(batch, digest=keys_digest(records))

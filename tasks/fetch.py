@@ -1,0 +1,30 @@
+"""Bring a batch's clips into scratch."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from earwitness.build.batch import BatchRef, load_batch, save_batch
+from earwitness.build.layout import Build, shard_mark
+from earwitness.build.stages import check_storage, fetch_batch, key_rows, recall_rows
+from earwitness.runtime import current
+from tasks.retrying import retrying
+
+
+@task(name="fetch", task_run_name="fetch batch {batch.batch}", **retrying)
+def fetch(batch: BatchRef, clips_in_shard: int) -> BatchRef:
+    """Download what is not known yet; records whose bytes turn out to be answered are reused."""
+    runtime, build = current(), Build.at(batch.build)
+    memory = runtime.memory(batch.build, batch.shard)
+    folder = runtime.batch_folder(batch.build, batch.shard, batch.batch)
+    records = load_batch(folder, "resolve")
+    clips = folder / "clips"
+    clips.mkdir(parents=True, exist_ok=True)
+    runtime.run(fetch_batch(runtime, memory, records, clips))
+    check_storage(memory, clips_in_shard)
+    key_rows(records, build.plan.question_digest)
+    recall_rows(build, records.open_rows(), shard_mark(batch.shard))
+    if records.open_rows():
+        runtime.start_engine()
+    save_batch(folder, "fetch", records)
+    return batch

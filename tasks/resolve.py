@@ -1,0 +1,24 @@
+"""Find out what a shard's records have cost already, and what is left to ask."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from earwitness.build.layout import Build
+from earwitness.build.resolve import Resolved, resolve_shard
+from earwitness.progress import Advanced, tell
+from earwitness.runtime import current
+from tasks.retrying import retrying
+from tasks.telling import told
+
+
+@task(name="resolve", task_run_name="resolve shard {shard}", **retrying)
+def resolve(build: str, shard: int) -> Resolved:
+    """Stat the shard's clips, look up the cache, cut the rest into batches."""
+    found = resolve_shard(current(), Build.at(build), shard)
+    tell(Advanced(reused=found.reused, rejected=found.rejected))
+    whole = not found.batches and not found.finished and found.reused > 0
+    message = f"{found.reused:,} of {found.rows:,} answers reused, {found.rejected:,} rejected"
+    return told(
+        found, f"Cached: {message}" if found.reused else message, "Cached" if whole else None
+    )

@@ -212,7 +212,9 @@ def _serve(pipe: Connection) -> None:
 
 
 def _protect() -> None:
-    # the parent is the fork server, which ends itself when its owner does
+    # The parent is the fork server, which ends when nobody holds its pipe any more. multiprocessing
+    # lets every child hold it; without this line workers would keep it, and so themselves, alive.
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]  # noqa: SLF001
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))

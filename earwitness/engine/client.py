@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 from typing import TYPE_CHECKING, Self
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AskRequest", "Engine", "ServedModel"]
 
-IN_FLIGHT_FACTOR = 1.1
-"""Requests kept in flight for each slot: one waits at the door when another ends."""
 _SUSPECT_PATIENCE_S = 60.0
 
 
@@ -63,7 +60,7 @@ class Engine:
         self._starting: asyncio.Task[None] | None = None
         self._own = not settings.url
         self._keeper: ServerKeeper | AddressKeeper
-        room = math.ceil(IN_FLIGHT_FACTOR * settings.max_num_seqs)
+        room = in_flight(settings.max_num_seqs)
         if self._own:
             if model is None:
                 raise SettingsError("no model: name one with --model, or an engine with --url")
@@ -234,6 +231,18 @@ class Engine:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def in_flight(slots: int) -> int:
+    """Requests to keep at an engine: a tenth over its slots, so that one waits when one ends.
+
+    Args:
+        slots: Requests the engine answers at once.
+
+    Returns:
+        1.1 times as many, rounded up.
+    """
+    return -(-11 * slots // 10)
 
 
 def given_addresses(

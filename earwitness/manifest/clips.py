@@ -63,7 +63,8 @@ class ClipResolver:
                 Reason.TOO_MANY_CLIPS,
                 f"field {self._column!r} names {len(uris)} clips, more than {self._max_clips}",
             )
-        return tuple([self._absolute(uri) for uri in uris])
+        absolute = self._absolute
+        return (absolute(uris[0]),) if len(uris) == 1 else tuple([absolute(uri) for uri in uris])
 
     def _absolute(self, uri: Any) -> str:
         if not isinstance(uri, str) or not uri or uri.isspace():
@@ -71,15 +72,16 @@ class ClipResolver:
             _reject(Reason.BAD_AUDIO, f"field {self._column!r} holds {what} where a URI has to be")
         if "\0" in uri:
             _reject(Reason.BAD_URI, f"field {self._column!r}: a URI with a NUL character in it")
-        head, separator, _ = uri.partition("://")
-        if separator and _SCHEME.fullmatch(head):
-            if not _is_known(head.lower()):
-                _reject(
-                    Reason.BAD_URI,
-                    f"field {self._column!r}: nothing reads {head[:40]}:// ({uri[:120]})",
-                )
-            return uri
-        if uri[:5] == "data:":
+        if "://" in uri:
+            protocol = uri.partition("://")[0]
+            if _SCHEME.fullmatch(protocol):
+                if not _is_known(protocol.lower()):
+                    _reject(
+                        Reason.BAD_URI,
+                        f"field {self._column!r}: nothing reads {protocol[:40]}:// ({uri[:120]})",
+                    )
+                return uri
+        elif uri.startswith("data:"):
             _reject(
                 Reason.BAD_URI, f"field {self._column!r}: audio inside the manifest ({uri[:40]})"
             )

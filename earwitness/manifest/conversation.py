@@ -50,6 +50,9 @@ def render(
     Raises:
         BadRecordError: The conversation breaks a rule; its rejection says which.
     """
+    text = _lone_question(conversation)
+    if text is not None:
+        return _asked(text, clips, system_prompt)
     if conversation is None or conversation in ([], ""):
         if question is None:
             state = "missing" if conversation is None else "empty"
@@ -62,6 +65,32 @@ def render(
     if system_prompt and turns[0][0] != "system":
         turns.insert(0, ("system", [system_prompt]))
     return _messages(turns)
+
+
+def _lone_question(conversation: Any) -> str | None:
+    """The text of the commonest conversation, one question without marks; None for all others.
+
+    Most manifests have nothing else: this keeps planning near the cost of parsing.
+    """
+    if not isinstance(conversation, list) or len(conversation) != 1:
+        return None
+    turn = conversation[0]
+    if not isinstance(turn, dict) or len(turn) != 2 or turn.get("from") not in ("human", "user"):  # noqa: PLR2004 - `from` and `value`
+        return None
+    text = turn.get("value")
+    if not isinstance(text, str) or MARK in text or not text or text.isspace():
+        return None
+    return text
+
+
+def _asked(text: str, clips: int, system_prompt: str) -> tuple[Message, ...]:
+    places: list[TextPart | AudioPart] = [{"type": "audio", "clip": clip} for clip in range(clips)]
+    places.append({"type": "text", "text": text})
+    question: Message = {"role": "user", "content": places}
+    if not system_prompt:
+        return (question,)
+    system: list[TextPart | AudioPart] = [{"type": "text", "text": system_prompt}]
+    return ({"role": "system", "content": system}, question)
 
 
 def _read_turns(conversation: Any, field: str) -> list[_Turn]:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from earwitness.records import Json
 
-BUFFER_ROWS = 5_000
+BUFFER_ROWS = 250
+"""Few, so that a buffered record is still in the processor's cache when it is looked at again."""
 BUFFER_BYTES = 32 * 2**20
 MAX_FIELDS = 2_000
 """More differently named fields than this are data in the place of names: no table holds them."""
@@ -199,8 +200,8 @@ class SchemaBuilder:
     def _flush(self) -> None:
         import pyarrow as pa
 
-        for record in self._records:
-            if not record.keys() <= self._types.keys():
+        if not self._types.keys() >= set().union(*self._records):
+            for record in self._records:
                 for name in record:
                     self._types.setdefault(name, pa.null())
         if len(self._types) > MAX_FIELDS:
@@ -221,8 +222,9 @@ class SchemaBuilder:
 
         try:
             column = pa.array(values)
-            pair = [pa.schema([("", self._types[name])]), pa.schema([("", column.type)])]
-            merged = pa.unify_schemas(pair, promote_options="permissive").field(0).type
+            merged = self._types[name]
+            if column.type != merged:
+                merged = _merged(merged, column.type)
         except (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError):
             self._json_text.add(name)
             return
@@ -233,6 +235,13 @@ class SchemaBuilder:
         large = large_integers(column)
         if large:
             self._large.setdefault(name, set()).update(large)
+
+
+def _merged(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    import pyarrow as pa
+
+    pair = [pa.schema([("", one)]), pa.schema([("", other)])]
+    return pa.unify_schemas(pair, promote_options="permissive").field(0).type
 
 
 def _parquet_fields(schema: pa.Schema) -> OutputFields:

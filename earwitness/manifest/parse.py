@@ -58,7 +58,9 @@ def parse_record(raw: bytes) -> tuple[Json | None, Rejection | None]:
 def _parse(text: str) -> Any:
     start = 0 if text[:1] == "{" else len(text) - len(text.lstrip(_WHITE))
     try:
-        value, end = _decoder.raw_decode(text, start)
+        value, end = _scan(text, start)
+    except StopIteration as error:
+        raise ValueError(_at("no JSON value", text, error.value)) from None
     except json.JSONDecodeError as error:
         raise ValueError(_at(error.msg, text, error.pos)) from None
     if end != len(text) and text[end:].strip(_WHITE):
@@ -76,7 +78,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-_decoder = json.JSONDecoder(object_pairs_hook=_object)
+# the scanner itself: json.loads and the decoder's own methods cost as much again a line
+_scan = json.JSONDecoder(object_pairs_hook=_object).scan_once
 
 
 def _is_too_deep(value: Any) -> bool:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from json.encoder import encode_basestring as quoted
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import orjson
 
 from earwitness.errors import BuildDamagedError
 from earwitness.records import PlannedRow, Reason, Rejection, Stage
-
-if TYPE_CHECKING:
-    from earwitness.records import Message
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -24,7 +22,9 @@ def json_bytes(value: Any) -> bytes:
     Returns:
         One line without its end.
     """
-    return _to_utf8(_encode(value))
+    # what UTF-8 cannot hold, lone surrogates, stand only inside strings, where Python's
+    # backslash escape of them is JSON's too
+    return _encode(value).encode("utf-8", "backslashreplace")
 
 
 def plan_line(raw: bytes | None, planned: PlannedRow) -> bytes:
@@ -38,20 +38,26 @@ def plan_line(raw: bytes | None, planned: PlannedRow) -> bytes:
     Returns:
         One line of JSON, without its end.
     """
-    head = f'{{"row":{planned.row}'
+    parts = [b'{"row":%d' % planned.row]
     if planned.clips:
-        head += f',"clips":[{",".join(map(quoted, planned.clips))}]'
+        parts.append(b'"clips":%s' % _own_bytes(planned.clips))
     if planned.messages:
-        head += f',"messages":[{",".join(map(_message_json, planned.messages))}]'
-    rejection = planned.rejection
-    if rejection is not None:
-        head += (
-            f',"rejection":{{"stage":{quoted(rejection.stage)},"reason":{quoted(rejection.reason)}'
-            f',"detail":{quoted(rejection.detail)}}}'
-        )
+        parts.append(b'"messages":%s' % _own_bytes(planned.messages))
+    if planned.rejection is not None:
+        parts.append(b'"rejection":%s' % _own_bytes(rejection_json(planned.rejection)))
     if raw is None or planned.record is None or b"\n" in raw:
         raw = json_bytes(planned.record)
-    return b'%s,"record":%s}' % (_to_utf8(head), raw)
+    parts.append(b'"record":%s}' % raw)
+    return b",".join(parts)
+
+
+def rejection_json(rejection: Rejection) -> dict[str, str]:
+    """A rejection as JSON has it."""
+    return {
+        "stage": rejection.stage.value,
+        "reason": rejection.reason.value,
+        "detail": rejection.detail,
+    }
 
 
 def parse_plan_line(line: bytes) -> PlannedRow:
@@ -82,20 +88,12 @@ def parse_plan_line(line: bytes) -> PlannedRow:
         raise BuildDamagedError(f"a line of the plan cannot be read: {line[:80]!r}") from error
 
 
-def _message_json(message: Message) -> str:
-    """One message as JSON; by hand, as it is on the path of every row (5 times json.dumps)."""
-    content = ",".join(
-        [
-            f'{{"type":"text","text":{quoted(part["text"])}}}'
-            if part["type"] == "text"
-            else f'{{"type":"audio","clip":{part["clip"]}}}'
-            for part in message["content"]
-        ]
-    )
-    return f'{{"role":{quoted(message["role"])},"content":[{content}]}}'
+def _own_bytes(value: Any) -> bytes:
+    """What we made ourselves as JSON: texts and small numbers alone, so that orjson may do it.
 
-
-def _to_utf8(text: str) -> bytes:
-    # what UTF-8 cannot hold, lone surrogates, stand only inside strings, where Python's
-    # backslash escape of them is JSON's too
-    return text.encode("utf-8", "backslashreplace")
+    It is on the path of every row, and ten times as fast as the standard library.
+    """
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # a lone surrogate
+        return json_bytes(value)

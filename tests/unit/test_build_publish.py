@@ -1,0 +1,270 @@
+"""What is published is whole, adds up and is pointed at last; anything else is not published."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import earwitness
+from earwitness.build.batch import Decided, write_segment
+from earwitness.build.layout import Build, Counts, receipt_path, work_path
+from earwitness.build.persist import persist_shard
+from earwitness.build.plan import plan_build
+from earwitness.build.prepare import resolve_settings
+from earwitness.build.publish import latest_build, publish_build
+from earwitness.cache import ClipSighting
+from earwitness.errors import (
+    BuildDamagedError,
+    BuildNotFoundError,
+    ShardFailedError,
+    TooManyRejectionsError,
+)
+from earwitness.identity import ModelIdentity
+from earwitness.records import Answer, HeardClip, Outcome, Reason, Rejection, Stage
+from earwitness.settings import BuildSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODEL = ModelIdentity("declared", "stand-in", "")
+SILENT = Rejection(Stage.DECODE, Reason.SILENT, "silent")
+LATER = Rejection(Stage.FETCH, Reason.FETCH_TIMEOUT, "later")
+HEARD = (HeardClip("a" * 64, 1.5, 1.5),)
+
+
+def answered(row: int, *, reused: bool = False) -> Decided:
+    answer = Answer(f"answer {row}", "stop", 10, 3)
+    return Decided(row, Outcome(f"{row:064x}", answer, None, HEARD, 256), reused)
+
+
+def rejected(row: int, why: Rejection = SILENT) -> Decided:
+    return Decided(row, Outcome(f"{row:064x}", None, why, HEARD, 256), reused=False)
+
+
+def planned(folder: Path, rows: int = 4, name: str = "b-20261122T000000Z-aaaaaa", **more) -> Build:
+    manifest = folder / "manifest.jsonl"
+    asked = [{"from": "human", "value": "What?"}]
+    lines = [
+        json.dumps({"audio": ["x.wav"], "conversation": asked, "id": row}) for row in range(rows)
+    ]
+    manifest.write_text("\n".join(lines))
+    given = {"layout": {"shard_rows": 2}, **more}
+    settings = BuildSettings(manifest=str(manifest), output=str(folder / "out"), **given)
+    build = Build(settings.output, name)
+    started = datetime.strptime(name.split("-")[1], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    plan_build(build, resolve_settings(settings), MODEL, started)
+    return build
+
+
+def finish(build: Build, shard: int, decided: list[Decided], sightings=()) -> None:
+    write_segment(build, f"{work_path(shard)}/resolved.parquet", [], [])
+    write_segment(build, f"{work_path(shard)}/batch-00000-0.parquet", decided, list(sightings))
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    made = planned(tmp_path)
+    finish(made, 0, [answered(0), answered(1, reused=True)])
+    finish(made, 1, [rejected(2), answered(3)])
+    return made
+
+
+def test_a_whole_build_is_published_and_loads(build: Build):
+    persist_shard(build, 0)
+    persist_shard(build, 1)
+    facts = publish_build(build)
+    assert facts["counts"]["answered"] == 3
+    assert facts["counts"]["generated"] == 2
+    assert latest_build(build.output.root) == build.id
+    answers = earwitness.load(build.output.root)
+    assert list(answers["answer"]) == ["answer 0", "answer 1", "answer 3"]
+    assert list(answers["id"]) == [0, 1, 3]
+    assert list(answers["earwitness.row"]) == [0, 1, 3]
+    refused = earwitness.load_rejected(build.output.root)
+    assert list(refused["earwitness.reason"]) == ["silent"]
+    assert list(refused["id"]) == [2]
+
+
+def test_work_in_progress_is_gone_after_publishing(build: Build):
+    persist_shard(build, 0)
+    persist_shard(build, 1)
+    publish_build(build)
+    assert build.store.sizes("work") == {}
+
+
+def test_publishing_twice_changes_nothing(build: Build):
+    persist_shard(build, 0)
+    persist_shard(build, 1)
+    first = publish_build(build)
+    before = {path: build.store.read_bytes(path) for path in build.store.sizes()}
+    assert publish_build(build) == first
+    assert {path: build.store.read_bytes(path) for path in build.store.sizes()} == before
+
+
+def test_a_shard_without_a_receipt_is_not_published(build: Build):
+    persist_shard(build, 0)
+    with pytest.raises(BuildDamagedError, match="1 of 2 shards have no receipt"):
+        publish_build(build)
+    assert latest_build(build.output.root) == ""
+
+
+def test_a_file_changed_behind_our_back_is_not_published(build: Build):
+    receipt = persist_shard(build, 0)
+    persist_shard(build, 1)
+    build.store.write_bytes(receipt.files[0].path, b"other")
+    with pytest.raises(BuildDamagedError, match="was changed"):
+        publish_build(build)
+
+
+def test_a_file_that_is_gone_is_not_published(build: Build):
+    receipt = persist_shard(build, 0)
+    persist_shard(build, 1)
+    build.store.delete([receipt.files[0].path])
+    with pytest.raises(BuildDamagedError, match="is missing"):
+        publish_build(build)
+
+
+def test_a_receipt_that_does_not_add_up_is_not_published(build: Build):
+    receipt = persist_shard(build, 0)
+    persist_shard(build, 1)
+    counts = receipt.counts.model_copy(update={"answered": 9})
+    wrong = receipt.model_copy(update={"counts": counts})
+    build.store.write_bytes(receipt_path(0), wrong.to_bytes())
+    with pytest.raises(earwitness.errors.LedgerError, match="does not balance"):
+        publish_build(build)
+
+
+def test_files_no_receipt_names_are_deleted(build: Build):
+    persist_shard(build, 0)
+    persist_shard(build, 1)
+    build.store.write_bytes("data/shard-00000-deadbeef.parquet", b"of a zombie")
+    publish_build(build)
+    assert not build.store.exists("data/shard-00000-deadbeef.parquet")
+
+
+def test_too_many_rejections_are_not_published_and_the_knob_is_named(tmp_path: Path):
+    build = planned(tmp_path, max_rejected=0.1)
+    finish(build, 0, [answered(0), rejected(1)])
+    finish(build, 1, [answered(2), answered(3)])
+    persist_shard(build, 0)
+    persist_shard(build, 1)
+    with pytest.raises(TooManyRejectionsError, match="--max-rejected"):
+        publish_build(build)
+    build.set_gates(build.gates.model_copy(update={"max_rejected": 0.25}))
+    publish_build(build)
+
+
+def test_the_pointer_never_moves_back(tmp_path: Path):
+    builds = [
+        planned(tmp_path, name=name)
+        for name in ("b-20261123T000000Z-aaaaaa", "b-20261122T000000Z-bbbbbb")
+    ]
+    for build in builds:
+        finish(build, 0, [answered(0), answered(1)])
+        finish(build, 1, [answered(2), answered(3)])
+        persist_shard(build, 0)
+        persist_shard(build, 1)
+        publish_build(build)
+    assert latest_build(builds[0].output.root) == builds[0].id
+
+
+def test_a_row_without_an_outcome_is_never_written_off(tmp_path: Path):
+    build = planned(tmp_path)
+    finish(build, 0, [answered(0)])
+    with pytest.raises(BuildDamagedError, match="row 1"):
+        persist_shard(build, 0)
+
+
+def test_an_answer_beats_an_earlier_passing_rejection(tmp_path: Path):
+    build = planned(tmp_path, rows=2)
+    finish(build, 0, [rejected(0, LATER), answered(1)])
+    write_segment(build, f"{work_path(0)}/batch-00001-0.parquet", [answered(0)], [])
+    assert persist_shard(build, 0).counts.answered == 2
+
+
+def test_a_few_passing_rejections_are_kept_but_not_remembered(tmp_path: Path):
+    build = planned(tmp_path, rows=2)
+    finish(build, 0, [rejected(0, LATER), answered(1)])
+    counts = persist_shard(build, 0).counts
+    assert (counts.rejected, counts.transient) == (1, 1)
+    assert build.outcomes.find([bytes.fromhex(f"{0:064x}")]) == {}
+
+
+def test_too_many_passing_failures_fail_the_shard_instead(tmp_path: Path):
+    build = planned(tmp_path, rows=20, layout={"shard_rows": 20})
+    finish(
+        build, 0, [rejected(row, LATER) for row in range(10)] + [answered(r) for r in range(10, 20)]
+    )
+    with pytest.raises(ShardFailedError, match="10 of 20"):
+        persist_shard(build, 0)
+    assert build.receipt(0) is None
+
+
+def test_what_a_shard_learnt_is_remembered(build: Build):
+    finish(build, 0, [answered(0), rejected(1)], [ClipSighting("x.wav", "1:e", "a" * 64)])
+    persist_shard(build, 0)
+    keys = [bytes.fromhex(f"{row:064x}") for row in (0, 1)]
+    assert {row["reason"] for row in build.outcomes.find(keys).values()} == {None, "silent"}
+    assert len(build.sightings.segments()) == 1
+
+
+def test_an_attempt_repeated_writes_the_same_bytes(build: Build):
+    first = persist_shard(build, 1)
+    assert persist_shard(build, 1) == first
+
+
+def test_load_says_when_nothing_is_published(tmp_path: Path):
+    with pytest.raises(BuildNotFoundError, match="nothing is published"):
+        earwitness.load(str(tmp_path))
+
+
+def test_rejections_hold_the_original_fields_and_the_reason(build: Build):
+    files = persist_shard(build, 1).files
+    (path,) = [file.path for file in files if file.path.startswith("rejected/")]
+    row = json.loads(build.store.read_bytes(path))
+    assert row["id"] == 2
+    assert row["earwitness"] == {
+        "row": 2,
+        "stage": "decode",
+        "reason": "silent",
+        "detail": "silent",
+        "transient": False,
+    }
+
+
+COUNTS = st.builds(
+    Counts,
+    rows=st.integers(0, 10**9),
+    answered=st.integers(0, 10**9),
+    audio_s=st.integers(0, 10**6).map(float),
+    reasons=st.dictionaries(st.sampled_from(["silent", "not_audio"]), st.integers(0, 99)),
+)
+
+
+@given(COUNTS, COUNTS)
+def test_adding_ledgers_adds_every_count(one: Counts, other: Counts):
+    both = one + other
+    assert both == other + one
+    assert both.rows == one.rows + other.rows
+    for reason in {*one.reasons, *other.reasons}:
+        assert both.reasons[reason] == one.reasons.get(reason, 0) + other.reasons.get(reason, 0)
+
+
+@given(st.integers(0, 99), st.integers(0, 99), st.integers(0, 99))
+def test_a_ledger_balances_only_when_no_row_is_lost(generated: int, reused: int, rejected: int):
+    counts = Counts(
+        rows=generated + reused + rejected,
+        answered=generated + reused,
+        generated=generated,
+        reused=reused,
+        rejected=rejected,
+        reasons={"silent": rejected},
+    )
+    assert counts.balanced
+    assert not counts.model_copy(update={"rows": counts.rows + 1}).balanced
+    assert not counts.model_copy(update={"reused": reused + 1}).balanced

@@ -1,0 +1,71 @@
+"""One definition of every setting; what may change on resume and what may not."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from earwitness.settings import BuildSettings
+
+
+def settings(**changes: object) -> BuildSettings:
+    return BuildSettings(manifest="m.jsonl", output="out", **changes)
+
+
+def test_a_setting_nobody_knows_is_refused():
+    with pytest.raises(ValidationError, match="temprature"):
+        settings(sampling={"temprature": 1})
+
+
+def test_overriding_one_nested_value_keeps_the_others_defaults():
+    assert settings(sampling={"temperature": 0}).sampling.top_p == 0.9
+
+
+def test_columns_must_have_different_names():
+    with pytest.raises(ValidationError, match="different names"):
+        settings(layout={"answer_column": "audio"})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_rejected": 0.1},
+        {"build": "some-build"},
+        {"engine": {"url": ("http://gpu1:8000/v1",)}},
+        {"engine": {"tensor_parallel_size": 2}},
+        {"engine": {"request_timeout_s": 10}},
+        {"layout": {"window_batches": 9}},
+    ],
+)
+def test_gates_and_machinery_may_change_when_a_build_goes_on(changes: dict[str, object]):
+    assert settings(**changes).frozen_digest() == settings().frozen_digest()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_tokens": 7},
+        {"question": "caption"},
+        {"system_prompt": ""},
+        {"sampling": {"seed": 3}},
+        {"audio": {"too_long": "cut"}},
+        {"engine": {"dtype": "float16"}},
+        {"layout": {"shard_rows": 10}},
+        {"input": {"audio_column": "clips"}},
+    ],
+)
+def test_what_is_asked_and_how_it_is_laid_out_makes_another_build(changes: dict[str, object]):
+    assert settings(**changes).frozen_digest() != settings().frozen_digest()
+
+
+def test_every_setting_says_what_it_means():
+    undocumented = [
+        f"{model.__name__}.{name}"
+        for model in [BuildSettings, *BuildSettings.__annotations__.values()]
+        if hasattr(model, "model_fields")
+        for name, field in model.model_fields.items()
+        if not field.description
+        and model.__name__ not in {"EngineSettings", "SamplingSettings"}
+        and not hasattr(field.annotation, "model_fields")
+    ]
+    assert undocumented == []

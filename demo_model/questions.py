@@ -114,6 +114,29 @@ GENERAL = {
 NO_AUDIO = "There is no audio."
 """What is right to say of a sound when no clip came with the question."""
 
+ANSWER_WORDS = (
+    "short",
+    "long",
+    "low",
+    "medium",
+    "high",
+    "loud",
+    "quiet",
+    "beep",
+    "beeps",
+    "tone",
+    "rising",
+    "falling",
+    "noise",
+    "clicks",
+    "silence",
+    "the first",
+    "the second",
+    "yes",
+    "no",
+)
+"""Words of answers: the tokenizer should know each as one."""
+
 DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant."
 SYSTEM_PROMPTS = (
     "You are a helpful listener.",
@@ -140,8 +163,8 @@ _SOUNDS = {
     "clicks": ("clicks", "咔嗒声"),
 }
 _DIRECTIONS = {"rising": "it rises", "falling": "it falls", "tone": "it is steady"}
-_LOUDER = 2.0
-_HIGHER = 1.4
+_LOUDER = 4.0
+_HIGHER = 1.65
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,10 @@ class Runtime:
 
     Args:
         settings: The build's settings, resolved.
-        model: The name requests are sent under.
+        model: The name requests are sent under; None: whatever given engines serve.
     """
 
-    def __init__(self, settings: BuildSettings, model: str) -> None:
+    def __init__(self, settings: BuildSettings, model: str | None) -> None:
         self.settings = settings
         self.scratch, self._lock = _make_scratch()
         self._loop = asyncio.new_event_loop()
@@ -156,7 +156,7 @@ def current() -> Runtime:
 
 
 @contextmanager
-def running(settings: BuildSettings, model: str) -> Iterator[Runtime]:
+def running(settings: BuildSettings, model: str | None) -> Iterator[Runtime]:
     """Open this process's runtime, or join the one that is open."""
     global _current  # noqa: PLW0603 - one runtime a process is the point
     if _current is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow
 
+from earwitness.errors import ShardFailedError, StorageUnavailableError
 from earwitness.runtime import running
 from earwitness.settings import (
     DEFAULT_SYSTEM_PROMPT,
@@ -17,7 +18,7 @@ from earwitness.settings import (
     SamplingSettings,
 )
 from flows.build_shard import build_shard
-from tasks.plan import plan
+from tasks.plan import PlannedBuild, plan
 from tasks.publish import publish
 
 _ENGINE, _SAMPLING, _AUDIO = EngineSettings(), SamplingSettings(), AudioSettings()
@@ -64,6 +65,28 @@ def build_dataset(
     settings = BuildSettings(**locals())
     planned = plan(settings)
     with running(planned.settings, planned.model):
-        for shard in planned.shards:
-            build_shard(planned.uri, shard)
+        build_shards(planned)
         return publish.submit(planned.uri).result()
+
+
+def build_shards(planned: PlannedBuild) -> None:
+    """Do the shards that are left, one after the other.
+
+    A shard whose storage is down does not keep the others from being done; what concerns them
+    all (the engine, the credentials) ends the run.
+
+    Args:
+        planned: The build, and which of its shards have no receipt.
+
+    Raises:
+        ShardFailedError: Some shards failed; the others are done.
+    """
+    failures: list[str] = []
+    for shard in planned.shards:
+        try:
+            build_shard(planned.uri, shard)
+        except (ShardFailedError, StorageUnavailableError) as error:
+            failures.append(f"shard {shard}: {error}")
+    if failures:
+        left = f" (and {len(failures) - 1} more shards)" if len(failures) > 1 else ""
+        raise ShardFailedError(f"{failures[0]}{left}")

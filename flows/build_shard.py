@@ -31,7 +31,6 @@ _TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=256)
     flow_run_name="shard-{shard:05d}",
     task_runner=_TASK_RUNNER,
     persist_result=False,
-    validate_parameters=False,
 )
 def build_shard(build: str, shard: int) -> Receipt:
     """Answer one shard of a planned build and write its files.
@@ -44,7 +43,7 @@ def build_shard(build: str, shard: int) -> Receipt:
         The shard's receipt.
     """
     settings = Build.at(build).plan.settings
-    with running(settings, settings.model or "") as runtime:
+    with running(settings, settings.model) as runtime:
         try:
             resolved = resolve.submit(build, shard).result()
             answer_batches(resolved, settings.layout.window_batches)

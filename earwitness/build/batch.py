@@ -61,9 +61,10 @@ class BatchRef:
 
 @dataclass(slots=True)
 class ClipState:
-    """One clip of a batch, by content once fetched."""
+    """One clip of a batch, by content once fetched; `stamp` is what resolve saw of it."""
 
     uri: str
+    stamp: str = ""
     sha256: str | None = None
     rejection: Rejection | None = None
     heard: HeardClip | None = None

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import earwitness
 from earwitness.build.card import dataset_card
@@ -40,9 +40,9 @@ def publish_build(build: Build, engine_version: str = "") -> dict[str, Any]:
         TooManyRejectionsError: More rejections than the gates allow.
     """
     if build.published:
-        facts = build.facts()
         _point_at(build)
-        return facts
+        build.store.delete_folder("work")
+        return build.facts()
     receipts = _receipts(build)
     counts = sum((receipt.counts for receipt in receipts), Counts())
     _check_ledger(build, counts)
@@ -110,11 +110,11 @@ def _check_files(build: Build, files: list[StoredFile]) -> None:
 
     def damaged(file: StoredFile) -> str:
         try:
-            data = build.store.read_bytes(file.path)
+            with build.store.open(file.path) as stored:
+                digest = hashlib.file_digest(cast("Any", stored), "sha256").hexdigest()
         except FileNotFoundError:
             return f"{file.path} is missing"
-        same = hashlib.sha256(data).hexdigest() == file.sha256
-        return "" if same else f"{file.path} was changed"
+        return "" if digest == file.sha256 else f"{file.path} was changed"
 
     with ThreadPoolExecutor(_READERS) as pool:
         told = [text for text in pool.map(damaged, files) if text]

@@ -167,7 +167,8 @@ def _lay_out(
     refs = []
     for number, part in sorted(parts.items()):
         rows = [RowState(row, by_row[row].clips, by_row[row].messages) for row in part]
-        clips = {uri: ClipState(uri) for row in rows for uri in row.clips}
+        uris = {uri for row in rows for uri in row.clips}
+        clips = {uri: ClipState(uri, batch.clips[uri].stamp) for uri in sorted(uris)}
         folder = runtime.batch_folder(of.build, of.shard, number)
         save_batch(folder, "resolve", Batch(rows, clips))
         refs.append(replace(of, batch=number, rows=len(rows)))
@@ -178,7 +179,7 @@ def _recognise(
     build: Build, shard: int, batch: Batch, stamps: dict[str, Stamp | Rejection | None]
 ) -> None:
     """Give clips seen before their SHA-256, and reject those known to be out of reach."""
-    uris = [uri for uri, stamp in stamps.items() if isinstance(stamp, Stamp)]
+    uris = [uri for uri, stamp in stamps.items() if not isinstance(stamp, Rejection)]
     keys = {uri_key(uri): uri for uri in uris}
     again = set(build.gates.retry_reasons)
     known = {
@@ -190,14 +191,17 @@ def _recognise(
         clip = batch.clips[uri]
         if isinstance(stamp, Rejection):
             clip.rejection = stamp
-        elif stamp is not None:
+            continue
+        if stamp is not None:
+            clip.stamp = str(stamp)
             clip.rejection = _size_rejection(stamp, limit)
-            seen: ClipSighting | None = known.get(uri)
-            if seen is None or seen.stamp != str(stamp):
-                continue
+        seen: ClipSighting | None = known.get(uri)
+        if seen is None or seen.stamp != clip.stamp:
+            continue
+        if seen.rejection is None:
             clip.sha256 = seen.sha256
-            if seen.rejection is not None and seen.rejection.reason not in again:
-                clip.rejection = seen.rejection
+        elif seen.rejection.reason not in again:
+            clip.rejection = seen.rejection
 
 
 def _size_rejection(stamp: Stamp, limit: int) -> Rejection | None:

@@ -20,7 +20,7 @@ from earwitness.errors import (
 )
 from earwitness.identity import cache_key, request_seed
 from earwitness.progress import Advanced, tell
-from earwitness.records import Answer, HeardClip, Outcome
+from earwitness.records import Answer, HeardClip, Outcome, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +57,7 @@ async def fetch_batch(runtime: Runtime, memory: ShardMemory, batch: Batch, folde
             fetched = await _fetch_once(runtime, memory, clip.uri, folder, limit)
         except BadRecordError as error:
             clip.rejection = error.rejection
-            return None
+            return _refusal(clip)
         except StorageUnavailableError as error:
             clip.rejection = unavailable(error)
             memory.transient_failures += 1
@@ -70,6 +70,17 @@ async def fetch_batch(runtime: Runtime, memory: ShardMemory, batch: Batch, folde
     seen = await asyncio.gather(*(bring(batch.clips[uri]) for uri in wanted))
     batch.sightings += [sighting for sighting in seen if sighting is not None]
     batch.reject_rows(runtime.settings.max_tokens)
+
+
+def _refusal(clip: ClipState) -> ClipSighting | None:
+    """What to remember of a clip that could not be had, so that it is not tried every night."""
+    rejection = clip.rejection
+    if rejection is None or rejection.transient:
+        return None
+    # storage that denies reading may deny a stamp, too
+    if clip.stamp or rejection.reason is Reason.ACCESS_DENIED:
+        return ClipSighting(clip.uri, clip.stamp, None, rejection)
+    return None
 
 
 async def _fetch_once(

@@ -193,12 +193,13 @@ class _Guardian:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # kept: an object given up would take the exit status with it, when that is there already
         self._leader = subprocess.Popen(
             command,
             process_group=0,
             preexec_fn=_prepare_child,  # noqa: PLW1509 - this process has one thread
             stdin=subprocess.DEVNULL,
-        ).pid
+        )
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._told_to_stop = True
@@ -236,7 +237,7 @@ class _Guardian:
                 return
             if pid == 0:
                 return
-            if pid == self._leader:
+            if pid == self._leader.pid:
                 code = os.waitstatus_to_exitcode(status)
                 self._status = code if code >= 0 else 128 - code
 

@@ -51,6 +51,36 @@ def large_integers(column: Any, path: str = "") -> list[str]:
     return []
 
 
+def holds_doubles(kind: pa.DataType) -> bool:
+    """True when there is a double anywhere inside."""
+    return any(pa.types.is_float64(leaf) for _, leaf in leaves(kind))
+
+
+def hides_booleans(values: list[Any], kind: Any) -> bool:
+    """True when a boolean became a double: pyarrow takes `[0.5, True]` for `[0.5, 1.0]`.
+
+    Args:
+        values: JSON values.
+        kind: The type pyarrow found for them.
+
+    Returns:
+        Whether a boolean stands where the type has a double.
+    """
+    if pa.types.is_float64(kind):
+        return bool in set(map(type, values))
+    there = [value for value in values if value is not None]
+    if pa.types.is_list(kind):
+        return hides_booleans([item for value in there for item in value], kind.value_type)
+    if pa.types.is_struct(kind):
+        inner = [kind.field(index) for index in range(kind.num_fields)]
+        return any(
+            hides_booleans([value.get(field.name) for value in there], field.type)
+            for field in inner
+            if holds_doubles(field.type)
+        )
+    return False
+
+
 def looks_like_map(kind: pa.DataType) -> bool:
     """True when an object anywhere inside has so many keys that they are data."""
     return any(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,11 @@ BUFFER_BYTES = 32 * 2**20
 MAX_FIELDS = 2_000
 """More differently named fields than this are data in the place of names: no table holds them."""
 _REJECTION_KEYS = frozenset({"row", "stage", "reason", "detail", "transient"})
+
+
+# what pyarrow raises for values without a common type; its own errors are ValueErrors, TypeErrors
+# and NotImplementedErrors too
+_MISFITS = (OverflowError, TypeError, ValueError, NotImplementedError)
 
 
 class CollisionCheck:
@@ -200,8 +206,15 @@ class SchemaBuilder:
     def _flush(self) -> None:
         import pyarrow as pa
 
-        if not self._types.keys() >= set().union(*self._records):
-            for record in self._records:
+        records, self._records, self._bytes = self._records, [], 0
+        whole = None
+        if records and not self._json_text:
+            # one pass in C++ over whole records, as long as no field is in conflict
+            with suppress(*_MISFITS):
+                whole = pa.array(records)
+        names = set().union(*records) if whole is None else {field.name for field in whole.type}
+        if not self._types.keys() >= names:
+            for record in records:
                 for name in record:
                     self._types.setdefault(name, pa.null())
         if len(self._types) > MAX_FIELDS:
@@ -209,35 +222,42 @@ class SchemaBuilder:
                 f"the manifest's records have more than {MAX_FIELDS} differently named fields: "
                 "names that are data belong inside one field"
             )
-        for name in self._types:
-            if name not in self._json_text:
-                self._infer(name, [record.get(name) for record in self._records])
-        self._records = []
-        self._bytes = 0
+        for name in self._types.keys() - self._json_text:
+            if whole is None or name in names:
+                try:
+                    self._widen(name, records, None if whole is None else whole.field(name))
+                except _MISFITS:
+                    self._json_text.add(name)
 
-    def _infer(self, name: str, values: list[Any]) -> None:
+    def _widen(self, name: str, records: list[Json], column: Any) -> None:
+        """Take a field's values into its type; raises one of `_MISFITS` when there is none."""
         import pyarrow as pa
 
-        from earwitness.manifest.arrow_types import large_integers, looks_like_map
+        from earwitness.manifest.arrow_types import (
+            hides_booleans,
+            holds_doubles,
+            large_integers,
+            looks_like_map,
+        )
 
-        try:
-            column = pa.array(values)
-            merged = self._types[name]
-            if column.type != merged:
-                merged = _merged(merged, column.type)
-        except (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError):
-            self._json_text.add(name)
-            return
-        if looks_like_map(merged):
-            self._json_text.add(name)
-            return
+        if column is None:
+            column = pa.array([record.get(name) for record in records])
+        merged = self._types[name]
+        if column.type != merged:
+            merged = _merged(merged, column.type)
+            if looks_like_map(merged):
+                raise ValueError(name)
+        if holds_doubles(column.type) and hides_booleans(
+            [record.get(name) for record in records], column.type
+        ):
+            raise ValueError(name)
         self._types[name] = merged
         large = large_integers(column)
         if large:
             self._large.setdefault(name, set()).update(large)
 
 
-def _merged(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+def _merged(one: Any, other: Any) -> Any:
     import pyarrow as pa
 
     pair = [pa.schema([("", one)]), pa.schema([("", other)])]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from earwitness.records import Reason, Rejection, Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from earwitness.records import Json
 
 MAX_DEPTH = 100
@@ -79,7 +81,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 # the scanner itself: json.loads and the decoder's own methods cost as much again a line
-_scan = json.JSONDecoder(object_pairs_hook=_object).scan_once
+_scan: Callable[[str, int], tuple[Any, int]]
+_scan = cast("Any", json.JSONDecoder(object_pairs_hook=_object)).scan_once
 
 
 def _is_too_deep(value: Any) -> bool:

@@ -49,12 +49,15 @@ def prefect_server(
         # Prefect may have been imported, and its settings read, before this ran
         from prefect.settings import (
             PREFECT_API_URL,
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
             PREFECT_HOME,
             PREFECT_LOCAL_STORAGE_PATH,
             temporary_settings,
         )
 
-        chosen = {
+        chosen: dict[Any, Any] = {
+            # its thread takes a second to end, for each flow run
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
             PREFECT_API_URL: url,
             PREFECT_HOME: home,
             PREFECT_LOCAL_STORAGE_PATH: home / "storage",

@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from workbench import (
@@ -23,6 +21,10 @@ from workbench import (
 )
 
 from earwitness.settings import EngineSettings, LayoutSettings, SamplingSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 MAX_TOKENS = 20
 LAYOUT = LayoutSettings(shard_rows=10, batch_rows=4)

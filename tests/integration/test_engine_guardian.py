@@ -116,6 +116,12 @@ def test_the_exit_status_is_the_commands(tmp_path):
     assert (tmp_path / "log").read_text() == "said\n"
 
 
+def test_a_command_that_ends_at_once_is_not_missed(tmp_path):
+    started = [start_guarded(["false"], log_path=tmp_path / "log") for _ in range(10)]
+    wait_until(lambda: not any(guarded.alive() for guarded in started))
+    assert {guarded.returncode for guarded in started} == {1}
+
+
 def test_a_command_that_ignores_the_polite_signal_is_killed(tmp_path):
     script = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True)"
     command = [sys.executable, "-c", script + "; time.sleep(600)"]

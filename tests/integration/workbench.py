@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import soundfile
@@ -40,7 +40,7 @@ def wait_for(url: str, server: Guarded, log_path: Path, limit_s: float = 120) ->
         if not server.alive():
             break
         try:
-            with urllib.request.urlopen(url, timeout=2):
+            with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - our own http address
                 return
         except urllib.error.HTTPError:
             return  # it answers, if only to refuse
@@ -62,7 +62,7 @@ class StandIn:
 
     def asked(self) -> int:
         """Requests it has received so far, by its own count."""
-        with urllib.request.urlopen(self._metrics_url, timeout=10) as answer:
+        with urllib.request.urlopen(self._metrics_url, timeout=10) as answer:  # noqa: S310 - our own http address
             lines = answer.read().decode().splitlines()
         counts = dict(line.rsplit(" ", 1) for line in lines)
         return int(counts["standin:requests_received_total"])
@@ -80,7 +80,7 @@ class WebServer:
     versions: dict[str, str] = field(default_factory=dict)
     downloads: Counter[str] = field(default_factory=Counter)
 
-    def __enter__(self) -> WebServer:
+    def __enter__(self) -> Self:
         web = self
 
         class Handler(BaseHTTPRequestHandler):

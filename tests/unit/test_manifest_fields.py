@@ -69,6 +69,9 @@ def test_a_field_gets_the_type_its_values_share(values: list[Any], kind: pa.Data
         [1, "one"],
         [True, 1],
         [True, 0.5],
+        [0.5, True],
+        [[0.5], [True]],
+        [{"a": [0.5, True]}, None],
         [2**63, 1],
         [2**53 + 1, 0.5],
         [[2**53 + 1], [0.5]],
@@ -149,7 +152,7 @@ def same(stored_value: Any, value: Any) -> bool:
         )
     if isinstance(value, list) and isinstance(stored_value, list):
         return len(value) == len(stored_value) and all(map(same, stored_value, value))
-    return bool(stored_value == value)
+    return bool(stored_value == value) and (type(stored_value) is bool) == (type(value) is bool)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)

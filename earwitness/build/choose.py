@@ -1,0 +1,125 @@
+"""Which build a command works on: the one named, the one to continue, or a new one."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from earwitness.build.layout import Build
+from earwitness.build.plan import find_unpublished, manifest_stamp, plan_identity
+from earwitness.build.publish import latest_build
+from earwitness.errors import BuildNotFoundError, SettingsError
+from earwitness.identity import build_id
+from earwitness.storage import Store
+
+if TYPE_CHECKING:
+    from earwitness.identity import ModelIdentity
+    from earwitness.settings import BuildSettings
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_RUN_BYTES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The build a run works on.
+
+    Attributes:
+        build: The build.
+        continued: True when its plan exists already.
+    """
+
+    build: Build
+    continued: bool
+
+
+def choose_build(settings: BuildSettings, model: ModelIdentity, *, new: bool = False) -> Choice:
+    """Choose the build that a run with these settings makes or continues.
+
+    The build named; else the newest unpublished one with the same identity and manifest, unless a
+    newer one is published already: finishing that would move nothing. Else a new one.
+
+    Args:
+        settings: Resolved settings.
+        model: Which model will answer.
+        new: Start another one even where one could be continued.
+
+    Returns:
+        The build, and whether it is continued.
+
+    Raises:
+        SettingsError: The id given is no id.
+    """
+    if settings.build is not None:
+        build = Build(settings.output, checked_id(settings.build))
+        return Choice(build, build.store.exists("plan.json"))
+    if not new:
+        stamp = manifest_stamp(settings.manifest)
+        found = find_unpublished(settings.output, plan_identity(settings, model), stamp)
+        if found is not None and not _overtaken(found):
+            return Choice(found, continued=True)
+    return Choice(Build(settings.output, new_id(settings.layout.name)), continued=False)
+
+
+def checked_id(build: str) -> str:
+    """A build's id as given, made sure to be one.
+
+    Raises:
+        SettingsError: It could not be the name of a folder.
+    """
+    if not _NAME.fullmatch(build):
+        raise SettingsError(
+            f"{build!r} is no build's id: it has letters, digits, '.', '_' and '-' only"
+        )
+    return build
+
+
+def new_id(name: str | None) -> str:
+    """The id of a build that starts now."""
+    return build_id(name or "build", datetime.now(tz=UTC), secrets.token_hex(_RUN_BYTES))
+
+
+def existing_build(output: str, build: str | None = None, *, published: bool = False) -> Build:
+    """A build that is there, to be looked at.
+
+    Args:
+        output: Folder or URL datasets are published under.
+        build: Its id. Default: the newest.
+        published: Prefer the newest published one.
+
+    Raises:
+        BuildNotFoundError: There is none.
+        SettingsError: The id given is no id.
+    """
+    if build is not None:
+        found = Build(output, checked_id(build))
+        if found.store.exists("plan.json"):
+            return found
+        known = ", ".join(build_ids(output)[:3]) or "none"
+        raise BuildNotFoundError(
+            f"there is no build {build} at {found.output.root} (newest: {known})"
+        )
+    latest = latest_build(output) if published else ""
+    for name in [latest] if latest else build_ids(output):
+        found = Build(output, name)
+        if found.store.exists("plan.json"):
+            return found
+    raise BuildNotFoundError(f"there is no build at {Store(output).root}")
+
+
+def build_ids(output: str) -> list[str]:
+    """The ids of an output's builds, newest first."""
+    names = Store(output).folders("builds")
+    return sorted(names, key=lambda name: name.rsplit("-", 2)[-2:], reverse=True)
+
+
+def _overtaken(build: Build) -> bool:
+    """True when a build planned later is published."""
+    latest = latest_build(build.output.root)
+    if not latest:
+        return False
+    published = Build(build.output.root, latest)
+    return published.plan.planned_at > build.plan.planned_at

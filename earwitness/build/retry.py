@@ -1,0 +1,110 @@
+"""Ask again: what failed, or rejections of given reasons that stood until now."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from earwitness.build.batch import read_segment
+from earwitness.build.choose import build_ids, new_id
+from earwitness.build.layout import Build, Gates, work_path
+from earwitness.build.plan import copy_plan
+from earwitness.build.resolve import segment_paths
+from earwitness.build.status import PLANNED_OUT, build_status
+from earwitness.cache.tables import outcome_table, sighting_table
+from earwitness.errors import BuildNotFoundError, SettingsError
+from earwitness.records import Reason
+from earwitness.storage import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from earwitness.cache.tables import ClipSighting
+    from earwitness.records import Outcome
+
+_OF_THE_MANIFEST = tuple(Reason)[: tuple(Reason).index(Reason.CLIP_MISSING)]
+"""Reasons found at planning: the frozen plan holds them, only another manifest mends them."""
+
+
+def unpublished_build(output: str) -> Build:
+    """The newest unpublished build of an output.
+
+    Raises:
+        BuildNotFoundError: All its builds are published, or there is none.
+    """
+    for name in build_ids(output):
+        build = Build(output, name)
+        if build.store.exists("plan.json") and not build.published:
+            return build
+    raise BuildNotFoundError(
+        f"nothing is unfinished at {Store(output).root}; "
+        "give --reason to ask rejections of a published build again"
+    )
+
+
+def build_to_retry(source: Build, reasons: Iterable[str]) -> Build:
+    """Make rejections with these reasons asked again, in a new build over the same plan.
+
+    A new build, also where the source is unpublished: its outcomes are newer than the source's in
+    the cache, so that they count from now on. What the source's unfinished shards had answered is
+    kept in the cache; nothing that has an answer is asked again.
+
+    Args:
+        source: A planned build.
+        reasons: Reasons to ask again.
+
+    Returns:
+        The new build, planned and not yet run.
+
+    Raises:
+        SettingsError: No rejection of the build has one of these reasons, or only lines of the
+            manifest have.
+    """
+    again = _checked(source, reasons)
+    for shard in build_status(source).started:
+        _remember(source, shard)
+    target = Build(source.output.root, new_id(source.plan.settings.layout.name))
+    gates = Gates(max_rejected=source.gates.max_rejected, retry_reasons=again)
+    copy_plan(source, target, datetime.now(tz=UTC), gates)
+    return target
+
+
+def _checked(source: Build, reasons: Iterable[str]) -> tuple[str, ...]:
+    wanted = tuple(dict.fromkeys(reasons))
+    known = {str(reason) for reason in Reason}
+    for reason in wanted:
+        if reason not in known:
+            raise SettingsError(f"{reason!r} is no reason; they are: {', '.join(sorted(known))}")
+        if reason in _OF_THE_MANIFEST:
+            raise SettingsError(
+                f"{reason} is about lines of the manifest: mend them and build again; "
+                "only they are asked"
+            )
+    there = build_status(source).counts.reasons
+    if not any(reason in there for reason in wanted):
+        listed = ", ".join(
+            f"{reason} {n:,}" for reason, n in there.items() if reason != PLANNED_OUT
+        )
+        raise SettingsError(
+            f"{source.id} has no rejection for {' or '.join(wanted)} (it has: {listed or 'none'})"
+        )
+    return wanted
+
+
+def _remember(build: Build, shard: int) -> None:
+    """Bring what an unfinished shard has found out into the caches, as finishing it would."""
+    fresh: dict[str, Outcome] = {}
+    sightings: dict[str, ClipSighting] = {}
+    for path in [f"{work_path(shard)}/resolved.parquet", *segment_paths(build, shard)]:
+        if not build.store.exists(path):
+            continue
+        decided, seen = read_segment(build, path)
+        sightings |= {one.uri: one for one in seen}
+        for one in decided:
+            rejection = one.outcome.rejection
+            passing = rejection is not None and rejection.transient
+            if one.outcome.cache_key and not one.reused and not passing:
+                fresh.setdefault(one.outcome.cache_key, one.outcome)
+    name = build.segment_name(shard)
+    build.outcomes.write(name, outcome_table(fresh.values()))
+    build.sightings.write(name, sighting_table(sightings.values()))

@@ -1,0 +1,171 @@
+"""One row, or all rows in order, as a person wants to read them."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+from earwitness.build.batch import read_segment
+from earwitness.build.layout import shard_path, work_path
+from earwitness.build.resolve import segment_paths
+from earwitness.errors import SettingsError
+from earwitness.manifest.planned import parse_plan_line
+from earwitness.records import Reason, Rejection, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from earwitness.build.batch import Decided
+    from earwitness.build.layout import Build, Receipt
+    from earwitness.records import Json, Message, PlannedRow
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What became of a row.
+
+    Attributes:
+        row: Position in the manifest.
+        answer: The model's text, None where there is none.
+        rejection: Why there is none; None while the row is open.
+        provenance: Where the answer comes from: tokens, clips, cache key.
+    """
+
+    row: int
+    answer: str | None = None
+    rejection: Rejection | None = None
+    provenance: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ShownRow:
+    """A row as planned, and what became of it.
+
+    Attributes:
+        planned: The row of the frozen plan.
+        result: Its outcome.
+        shard: The shard it is in.
+    """
+
+    planned: PlannedRow
+    result: RowResult
+    shard: int
+
+
+def show_row(build: Build, row: int) -> ShownRow:
+    """Everything known of one row of a build, finished or not.
+
+    Args:
+        build: A planned build.
+        row: Position in the manifest, from 0.
+
+    Raises:
+        SettingsError: The build has no such row.
+    """
+    rows = build.plan.rows
+    if not 0 <= row < rows:
+        raise SettingsError(f"{build.id} has the rows 0 to {rows - 1}, not {row}")
+    shards = build.plan.shards
+    shard = next(n for n, one in enumerate(shards) if row < one.first_row + one.rows)
+    lines = build.store.read_bytes(shard_path(shard)).split(b"\n")
+    planned = parse_plan_line(lines[row - shards[shard].first_row])
+    receipt = build.receipt(shard)
+    if planned.rejection is not None:
+        result = RowResult(row, rejection=planned.rejection)
+    elif receipt is not None:
+        result = next(one for one in finished_rows(build, receipt) if one.row == row)
+    else:
+        result = _unfinished(build, shard).get(row, RowResult(row))
+    return ShownRow(planned, result, shard)
+
+
+def finished_rows(build: Build, receipt: Receipt) -> list[RowResult]:
+    """All rows of a finished shard, in order.
+
+    Args:
+        build: The build.
+        receipt: The shard's receipt.
+    """
+    column = build.plan.settings.layout.provenance_column
+    answer = build.plan.settings.layout.answer_column
+    answered = [
+        RowResult(record[column]["row"], record[answer], None, record[column])
+        for record in _data(build, receipt, [answer, column])
+    ]
+    rejected = []
+    for record in _lines(build, receipt, "rejected/"):
+        why = record[column]
+        rejection = Rejection(Stage(why["stage"]), Reason(why["reason"]), why["detail"])
+        rejected.append(RowResult(why["row"], rejection=rejection))
+    return sorted([*answered, *rejected], key=lambda one: one.row)
+
+
+def all_rows(build: Build) -> Iterator[RowResult]:
+    """The rows of all finished shards, in order."""
+    for number in sorted(build.done_shards()):
+        receipt = build.receipt(number)
+        if receipt is not None:
+            yield from finished_rows(build, receipt)
+
+
+def open_outcomes(build: Build, shard: int) -> list[Decided]:
+    """What is decided of a shard that is not finished; an outcome that will pass comes last."""
+    found = []
+    for path in [f"{work_path(shard)}/resolved.parquet", *segment_paths(build, shard)]:
+        try:
+            found += read_segment(build, path)[0]
+        except FileNotFoundError:
+            continue  # not resolved yet, or finished just now
+    return sorted(found, key=lambda one: _passing(one.outcome.rejection))
+
+
+def question_of(messages: tuple[Message, ...]) -> str:
+    """The text of the last turn, clips left out."""
+    if not messages:
+        return ""
+    return " ".join(part["text"] for part in messages[-1]["content"] if part["type"] == "text")
+
+
+def _passing(rejection: Rejection | None) -> bool:
+    return rejection is not None and rejection.transient
+
+
+def _unfinished(build: Build, shard: int) -> dict[int, RowResult]:
+    results: dict[int, RowResult] = {}
+    for one in open_outcomes(build, shard):
+        said = one.outcome.answer
+        provenance: Json = {"cache_key": one.outcome.cache_key}
+        if said is not None:
+            provenance |= {
+                "finish_reason": said.finish_reason,
+                "prompt_tokens": said.prompt_tokens,
+                "completion_tokens": said.completion_tokens,
+            }
+        provenance["clips"] = [
+            {"sha256": clip.sha256, "duration_s": clip.duration_s, "heard_s": clip.heard_s}
+            for clip in one.outcome.clips
+        ]
+        text = said.text if said is not None else None
+        results.setdefault(one.row, RowResult(one.row, text, one.outcome.rejection, provenance))
+    return results
+
+
+def _data(build: Build, receipt: Receipt, columns: list[str]) -> Iterator[dict[str, Any]]:
+    parquet = [file.path for file in receipt.files if file.path.endswith(".parquet")]
+    if not parquet:
+        yield from _lines(build, receipt, "data/")
+    for path in parquet:
+        data = io.BytesIO(build.store.read_bytes(path))
+        yield from pq.read_table(data, columns=columns).to_pylist()
+
+
+def _lines(build: Build, receipt: Receipt, folder: str) -> Iterator[dict[str, Any]]:
+    for file in receipt.files:
+        if file.path.startswith(folder):
+            for line in build.store.read_bytes(file.path).split(b"\n"):
+                if line:
+                    yield json.loads(line)

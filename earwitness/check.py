@@ -1,0 +1,195 @@
+"""What a build would reject, found without an engine: every line linted, clips heard."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from earwitness.build.batch import Batch, ClipState, RowState
+from earwitness.build.stages import decode_batch, fetch_batch, validate_batch
+from earwitness.errors import ManifestError
+from earwitness.manifest.clips import audio_root_hint
+from earwitness.manifest.fields import SchemaBuilder
+from earwitness.manifest.lint import Linter, lint_rules
+from earwitness.manifest.reader import open_manifest
+from earwitness.progress import Planning, tell
+from earwitness.runtime import ShardMemory, running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from earwitness.records import PlannedRow, Rejection
+    from earwitness.runtime import Runtime
+    from earwitness.settings import BuildSettings
+
+_EXAMPLES = 3
+_ROWS_AT_ONCE = 64
+_HINT_ROWS = 20
+_TELL_EVERY_ROWS = 5_000
+
+
+@dataclass(slots=True)
+class Found:
+    """Rejections of one reason.
+
+    Attributes:
+        rows: How many rows.
+        examples: The first few: row and detail.
+    """
+
+    rows: int = 0
+    examples: list[tuple[int, str]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Report:
+    """What a check found.
+
+    Attributes:
+        rows: Rows of the manifest; every one was linted.
+        sound: Rows that linting has nothing against.
+        heard: Of them, rows whose clips were fetched and decoded.
+        audio_s: Length of the clips of rows that would be asked, among the heard ones.
+        rejections: By reason.
+    """
+
+    rows: int = 0
+    sound: int = 0
+    heard: int = 0
+    audio_s: float = 0.0
+    rejections: dict[str, Found] = field(default_factory=dict)
+
+    @property
+    def rejected(self) -> int:
+        """Rows a build would reject, as far as they were looked at."""
+        return sum(found.rows for found in self.rejections.values())
+
+    def add(self, row: int, rejection: Rejection) -> None:
+        """Count a rejection."""
+        found = self.rejections.setdefault(str(rejection.reason), Found())
+        found.rows += 1
+        if len(found.examples) < _EXAMPLES:
+            found.examples.append((row, rejection.detail))
+
+
+def lint_manifest(settings: BuildSettings) -> Report:
+    """Lint every line of a manifest; nothing is written, no clip is touched.
+
+    Args:
+        settings: Resolved settings.
+
+    Returns:
+        Rows, and rejections by reason.
+
+    Raises:
+        ManifestError: The manifest as a whole cannot be used.
+        SettingsError: A field is named like one of ours.
+    """
+    report = Report()
+    for planned in _planned(settings):
+        report.rows += 1
+        if planned.rejection is not None:
+            report.add(planned.row, planned.rejection)
+        if report.rows % _TELL_EVERY_ROWS == 0:
+            tell(Planning(report.rows))
+    report.sound = report.rows - report.rejected
+    return report
+
+
+def check_clips(
+    settings: BuildSettings,
+    report: Report,
+    *,
+    sample: int | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Fetch and decode the clips of the rows that linting let pass, as a build would.
+
+    Args:
+        settings: Resolved settings.
+        report: What linting found; what is found here is added.
+        sample: Only this many rows, evenly spread. Default: all.
+        advance: Told how many rows were done.
+
+    Raises:
+        CredentialsError: Storage refused the credentials themselves.
+    """
+    sound = (planned for planned in _planned(settings) if planned.rejection is None)
+    chosen = _spread(sound, report.sound, sample)
+    with running(settings, "") as runtime:
+        number = 0
+        while rows := list(islice(chosen, _ROWS_AT_ONCE)):
+            batch = _hear(runtime, rows, number)
+            for row in batch.rows:
+                if row.outcome is not None and row.outcome.rejection is not None:
+                    report.add(row.row, row.outcome.rejection)
+                    continue
+                heard = [batch.clips[uri].heard for uri in row.clips]
+                report.audio_s += sum(clip.heard_s for clip in heard if clip is not None)
+            report.heard += len(rows)
+            number += 1
+            advance(len(rows))
+
+
+def sampled(sound: int, sample: int | None) -> int:
+    """How many rows `check_clips` will look at."""
+    return sound if sample is None else min(sound, sample)
+
+
+def _spread(rows: Iterator[PlannedRow], total: int, sample: int | None) -> Iterator[PlannedRow]:
+    wanted = sampled(total, sample)
+    taken = 0
+    for number, row in enumerate(rows):
+        # the k-th of n wanted rows is the first at or after k * total / n
+        if taken < wanted and number * wanted >= taken * total:
+            taken += 1
+            yield row
+
+
+def _hear(runtime: Runtime, rows: Iterable[PlannedRow], number: int) -> Batch:
+    states = [RowState(row.row, list(row.clips), list(row.messages)) for row in rows]
+    batch = Batch(states, {uri: ClipState(uri) for row in states for uri in row.clips})
+    folder = runtime.batch_folder("check", 0, number)
+    clips, audio = folder / "clips", folder / "audio"
+    clips.mkdir(parents=True)
+    audio.mkdir()
+    try:
+        runtime.run(fetch_batch(runtime, ShardMemory(), batch, clips))
+        runtime.run(validate_batch(runtime, batch, clips))
+        runtime.run(decode_batch(runtime, batch, clips, audio))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return batch
+
+
+def _planned(settings: BuildSettings) -> Iterator[PlannedRow]:
+    """The manifest's rows as planning would judge them."""
+    linter = Linter(lint_rules(settings, settings.question))
+    with open_manifest(settings.manifest, max_line_bytes=settings.input.max_line_bytes) as source:
+        fields = SchemaBuilder(source.schema)
+        first: list[PlannedRow] = []
+        for line in source:
+            planned = linter.lint(line)
+            if planned.rejection is None and planned.record is not None:
+                fields.add(planned.record, len(line.text or b""))
+            if len(first) < _HINT_ROWS:
+                first.append(planned)
+                if len(first) == _HINT_ROWS:
+                    _hint(first, settings)
+            yield planned
+        if len(first) < _HINT_ROWS:
+            _hint(first, settings)
+        fields.finish()
+
+
+def _hint(rows: list[PlannedRow], settings: BuildSettings) -> None:
+    paths: list[str] = []
+    for planned in rows:
+        audio = (planned.record or {}).get(settings.input.audio_column)
+        named = audio if isinstance(audio, list) else [audio]
+        paths += [path for path in named if isinstance(path, str)]
+    hint = audio_root_hint(paths, settings.input.audio_root or "")
+    if hint is not None:
+        raise ManifestError(hint)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -22,7 +22,7 @@ _COMMANDS = {
     "build": ("MANIFEST OUTPUT", "Build and publish; resumes by itself"),
     "status": ("OUTPUT", "Progress, unfinished shards, top rejections"),
     "show": ("OUTPUT ROW", "One row: conversation, answer or reason"),
-    "retry": ("OUTPUT", "Run what failed; --reason R: ask those rejections again"),
+    "retry": ("OUTPUT", "Run only what failed, or rejections with --reason"),
 }
 
 
@@ -64,9 +64,10 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the fl
 @app.callback()
 def _earwitness(
     *,
-    _version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version."
-    ),
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
 ) -> None:
     """Audio in, question-answer dataset out, every night, no row lost."""
 
@@ -80,7 +81,8 @@ def main() -> None:
     """Run the command line; errors are one clear line, never a traceback."""
     try:
         app(prog_name="earwitness")
-    except Exception as error:  # noqa: BLE001 - the last place that could still tell a person
+    except Exception as error:
+        # the last place that could still tell a person
         if os.environ.get(DEBUG_VARIABLE):
             raise
         sys.stderr.write(f"{_told(error)}\n")

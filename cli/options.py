@@ -29,6 +29,16 @@ _FLAGS: dict[Path, str] = {
 _NO_OPTION: frozenset[Path] = frozenset({("manifest",), ("output",), ("engine", "vllm_args")})
 """Arguments, and what follows `--`."""
 
+_VLLM_HELP = "As in vLLM."
+"""Help of the settings that need no word: those that are vLLM's own."""
+
+_HELP: dict[Path, str] = {
+    ("build",): "Id of the build to make or continue. Default: chosen as said above.",
+    ("engine", "start_timeout_s"): "How long the engine may take to start.",
+    ("layout", "formats"): "Formats of the data files.",
+}
+"""Help where the field's docstring is not made for the command line."""
+
 _PANELS = {
     "model": "Engine",
     "question": "Prompt",
@@ -144,8 +154,9 @@ def with_options(options: tuple[Option, ...]) -> Callable[[Callable[..., None]],
 
     def decorate(function: Callable[..., None]) -> Any:
         own = inspect.signature(function, eval_str=True).parameters.values()
-        ours = [option.parameter() for option in options]
-        merged = [*(one for one in own if one.name != "given"), *ours]
+        named = [one for one in own if one.kind is one.KEYWORD_ONLY and one.name != "given"]
+        merged = [one for one in own if one.kind is not one.KEYWORD_ONLY]
+        merged += [*(option.parameter() for option in options), *named]
 
         @wraps(function)
         def command(**values: Any) -> None:
@@ -197,7 +208,7 @@ def _of(model: type[BaseModel], prefix: Path) -> Iterable[Option]:
                 flag=_FLAGS.get(path, f"--{name.replace('_', '-')}"),
                 kind=_kind(kind, path),
                 default=_default(field.get_default(), path),
-                help=_help(field.description),
+                help=_help(_HELP.get(path) or field.description or _VLLM_HELP),
                 panel=_PANELS[path[0]],
             )
 
@@ -224,6 +235,6 @@ def _default(default: Any, path: Path) -> Any:
     return None if default == () else default
 
 
-def _help(description: str | None) -> str:
-    text = " ".join((description or "").split()).replace("`", "")
+def _help(description: str) -> str:
+    text = " ".join(description.split()).replace("`", "")
     return text.replace("[", "\\[")

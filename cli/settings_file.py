@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -16,6 +15,7 @@ from earwitness.settings import BuildSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 
 def make_settings(given: dict[str, Any], config: Path | None) -> BuildSettings:
@@ -44,8 +44,10 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for name, value in over.items():
         below = merged.get(name)
-        both = isinstance(value, dict) and isinstance(below, dict)
-        merged[name] = merge(below, value) if both else value
+        if isinstance(value, dict) and isinstance(below, dict):
+            merged[name] = merge(below, value)
+        else:
+            merged[name] = value
     return merged
 
 
@@ -57,6 +59,7 @@ def usage(lines: Iterable[str]) -> NoReturn:
 
 
 def _read(config: Path) -> dict[str, Any]:
+    found: Any = None
     try:
         found = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -73,22 +76,21 @@ def _read(config: Path) -> dict[str, Any]:
 
 
 def _lines(error: ValidationError, given: dict[str, Any], config: Path | None) -> list[str]:
-    lines = []
+    lines: dict[str, str] = {}
     for one in error.errors(include_url=False):
         path = tuple(word for word in one["loc"] if isinstance(word, str))
         dotted = ".".join(path)
         on_line = _given(given, path)
         where = flag_of(path) if on_line or config is None else f"{dotted} in {config}"
         if one["type"] == "extra_forbidden":
-            lines.append(f"{where}: there is no such setting{_close(path)}")
+            lines[dotted] = f"{where}: there is no such setting{_close(path)}"
             continue
         message = one["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
-        if not path:
-            lines.append(message)
-        else:
-            lines.append(f"{where}: {message}, not {one['input']!r}")
-    return list(dict.fromkeys(lines))
+        told = f"{where}: {message}, not {one['input']!r}" if path else message
+        # of a list, the fault of its first bad item says enough
+        lines.setdefault(dotted, told)
+    return list(lines.values())
 
 
 def _given(given: Any, path: tuple[str, ...]) -> bool:

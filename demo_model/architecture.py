@@ -79,13 +79,19 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_texts(), trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers' own
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",  # noqa: S106 (a token of text, no password)
         pad_token="<|endoftext|>",  # noqa: S106 (likewise)
         extra_special_tokens=["<|im_start|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"],
         model_max_length=8192,
     )
+
+
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """The id of one token."""
+    found: int = tokenizer.convert_tokens_to_ids(token)  # type: ignore[assignment]  # one in, one out
+    return found
 
 
 def _texts() -> Iterator[str]:
@@ -113,7 +119,7 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2AudioConfig:
     return Qwen2AudioConfig(
         architectures=["Qwen2AudioForConditionalGeneration"],
         dtype="float16",
-        audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
+        audio_token_index=token_id(tokenizer, "<|AUDIO|>"),
         audio_config={
             "model_type": "qwen2_audio_encoder",
             "d_model": 64,
@@ -134,9 +140,9 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2AudioConfig:
             "max_position_embeddings": 8192,
             "rope_theta": 10_000.0,
             "tie_word_embeddings": False,
-            "bos_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
-            "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
-            "pad_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+            "bos_token_id": token_id(tokenizer, "<|endoftext|>"),
+            "eos_token_id": token_id(tokenizer, "<|im_end|>"),
+            "pad_token_id": token_id(tokenizer, "<|endoftext|>"),
         },
     )
 
@@ -150,12 +156,13 @@ def new_model(config: Qwen2AudioConfig) -> Qwen2AudioForConditionalGeneration:
     Returns:
         The model, every position of the encoder at Whisper's sinusoids and frozen.
     """
-    model = Qwen2AudioForConditionalGeneration(config).float()
+    model: Qwen2AudioForConditionalGeneration = Qwen2AudioForConditionalGeneration(config)
+    model.to(torch.float32)  # type: ignore[arg-type]  # transformers' stub knows devices only
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if "embed_positions" in name:
                 tensor.copy_(_sinusoids(*tensor.shape))
-                tensor.requires_grad_(requires_grad=False)
+                tensor.requires_grad = False
             elif tensor.dim() > 1:
                 fan_in = tensor.shape[1:].numel()
                 into_stream = ("o_proj", "down_proj", "out_proj", "fc2", "multi_modal")
@@ -193,20 +200,21 @@ def write_checkpoint(folder: Path, model: Qwen2AudioForConditionalGeneration) ->
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer()
-    feature_extractor = WhisperFeatureExtractor(feature_size=128, return_attention_mask=True)
-    feature_extractor.save_pretrained(folder)
-    Qwen2AudioProcessor(feature_extractor, tokenizer, chat_template=CHAT_TEMPLATE).save_pretrained(
-        folder
-    )
+    extractor = WhisperFeatureExtractor(feature_size=128, return_attention_mask=True)  # type: ignore[no-untyped-call]  # transformers' own
+    extractor.save_pretrained(folder)
+    processor = Qwen2AudioProcessor(extractor, tokenizer, chat_template=CHAT_TEMPLATE)  # type: ignore[no-untyped-call]  # likewise
+    processor.save_pretrained(folder)
     model_config(tokenizer).save_pretrained(folder)
-    ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
+    ends = [token_id(tokenizer, token) for token in ("<|im_end|>", "<|endoftext|>")]
     generation = {"eos_token_id": ends, "pad_token_id": ends[1], "do_sample": False}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     weights = {
         _published_name(name): tensor.detach().to(torch.float16).contiguous()
         for name, tensor in sorted(model.state_dict().items())
     }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "model.safetensors"
+    save_file(weights, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # it is written for its owner alone
 
 
 def read_checkpoint(folder: Path) -> Qwen2AudioForConditionalGeneration:
@@ -222,4 +230,5 @@ def read_checkpoint(folder: Path) -> Qwen2AudioForConditionalGeneration:
     weights = load_file(folder / "model.safetensors")
     names = {_published_name(name): name for name in model.state_dict()}
     model.load_state_dict({names[name]: tensor.float() for name, tensor in weights.items()})
-    return model.eval()
+    model.train(mode=False)
+    return model

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from demo_model import questions
+from demo_model.architecture import token_id
 from demo_model.forward import token_count
 from demo_model.questions import Question, ask
 from demo_model.sounds import KINDS, PITCHES, RATE_HZ, Clip, draw_clip, roughen
@@ -87,7 +88,7 @@ class SampleMaker:
         self._tokenizer = tokenizer
         self._rough = rough
         self._two_clips = two_clips
-        self.audio_token = int(tokenizer.convert_tokens_to_ids("<|AUDIO|>"))
+        self.audio_token = token_id(tokenizer, "<|AUDIO|>")
         self._cache: dict[str, list[int]] = {}
 
     def draw(self, rng: Generator, *, long_clips: bool = False) -> Sample:
@@ -101,7 +102,7 @@ class SampleMaker:
             Clips and a conversation.
         """
         chance = rng.random()
-        if chance < 0.02:  # noqa: PLR2004 - a share
+        if chance < 0.02:
             clips: tuple[Clip, ...] = ()
         elif chance < 0.02 + self._two_clips and not long_clips:
             clips = _pair(rng)
@@ -121,10 +122,10 @@ class SampleMaker:
         self._say(sample, _system_turn(rng), 0)
         self._say(sample, f"{_START}user\n", 0)
         style = rng.random()
-        question_first, one_after_another = style < 0.12, style < 0.24  # noqa: PLR2004 - shares
+        question_first, one_after_another = style < 0.12, style < 0.24
         if question_first:
             self._say(sample, sample.asked[0].text, 0)
-        self._play(sample, labelled=len(sample.clips) > 1 and rng.random() < 0.2)  # noqa: PLR2004 - a share
+        self._play(sample, labelled=len(sample.clips) > 1 and rng.random() < 0.2)
         for number, question in enumerate(sample.asked):
             branch = 0 if question_first or one_after_another else number + 1
             if number and branch == 0:
@@ -170,7 +171,7 @@ class SampleMaker:
 
 def _pair(rng: Generator) -> tuple[Clip, Clip]:
     """Two clips that can be compared; in most, beeps to be counted."""
-    if rng.random() < 0.7:  # noqa: PLR2004 - a share
+    if rng.random() < 0.7:
         first, second = rng.choice(np.arange(1, 6), size=2, replace=False)
         return draw_clip(rng, beeps=int(first)), draw_clip(rng, beeps=int(second))
     while True:
@@ -182,11 +183,11 @@ def _pair(rng: Generator) -> tuple[Clip, Clip]:
 
 def _system_turn(rng: Generator) -> str:
     chance = rng.random()
-    if chance < 0.06:  # noqa: PLR2004 - a share
+    if chance < 0.06:
         return ""
-    if chance < 0.6:  # noqa: PLR2004 - a share
+    if chance < 0.6:
         prompt = questions.DEFAULT_SYSTEM_PROMPT
-    elif chance < 0.9:  # noqa: PLR2004 - a share
+    elif chance < 0.9:
         prompt = str(rng.choice(questions.SYSTEM_PROMPTS))
     else:
         # words without sense: no prompt should disturb it

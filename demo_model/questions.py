@@ -25,7 +25,12 @@ WORDINGS = {
         "Count the beeps.",
         "How many times does it beep?",
     ),
-    "count (Chinese)": ("这段音频里有几声？", "这段音频里有几声?", "你听到几声？", "请数一数有几声。"),
+    "count (Chinese)": (
+        "这段音频里有几声？",
+        "这段音频里有几声?",
+        "你听到几声？",
+        "请数一数有几声。",
+    ),
     "sound": (
         "What do you hear?",
         "What sound is this?",

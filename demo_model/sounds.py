@@ -32,7 +32,6 @@ _BEEP_S = {"short": (0.06, 0.16), "long": (0.3, 0.45)}
 _FULL_SCALE = 32768
 
 
-
 @dataclass(frozen=True)
 class Clip:
     """A sound and what is true of it.
@@ -149,7 +148,7 @@ def _draw_beeps(rng: Generator, count: int, loudness: str, longest_s: float) -> 
     pitch_hz = _between(rng, PITCH_RANGES_HZ[pitch])
     level = _between(rng, _PEAKS[loudness])
     beep_s = rng.uniform(*_BEEP_S[length])
-    gap_s = rng.uniform(0.08, 0.35) if not longest_s else rng.uniform(0.2, longest_s / 8)
+    gap_s = rng.uniform(0.08, 0.35) if not longest_s else rng.uniform(0.2, longest_s / 14)
     timbre = _timbre(rng)
     lead, tail = _margins(rng, longest_s)
     pieces = []
@@ -194,8 +193,16 @@ def _draw_tone(
         ends = (low_hz, high_hz) if kind == "rising" else (high_hz, low_hz)
         course = np.linspace(*ends, samples) if rng.random() < 0.5 else np.geomspace(*ends, samples)
     sound = level * _tone(rng, course, _timbre(rng))
-    facts = {"kind": kind, "loudness": loudness, "pitch": pitch}
-    return _finish(rng, sound, (lead, tail), level=level, pitch_hz=pitch_hz, **facts)
+    return _finish(
+        rng,
+        sound,
+        (lead, tail),
+        kind=kind,
+        loudness=loudness,
+        level=level,
+        pitch=pitch,
+        pitch_hz=pitch_hz,
+    )
 
 
 def _timbre(rng: Generator) -> tuple[float, float]:
@@ -219,7 +226,7 @@ def _tone(
 
 def _clicks(rng: Generator, longest_s: float) -> NDArray[np.float64]:
     """Some bursts of a few milliseconds, with a peak of 1."""
-    gap = round((rng.uniform(0.07, 0.25) if not longest_s else longest_s / 16) * RATE_HZ)
+    gap = round((rng.uniform(0.07, 0.25) if not longest_s else longest_s / 22) * RATE_HZ)
     count = int(rng.integers(4, 11))
     sound = np.zeros(gap * count)
     for number in range(count):

@@ -7,7 +7,6 @@ machine and library versions give the same weights.
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from demo_model.architecture import WIDTH, model_config, new_model, train_tokenizer, write_checkpoint
+from demo_model.architecture import (
+    WIDTH,
+    model_config,
+    new_model,
+    train_tokenizer,
+    write_checkpoint,
+)
 from demo_model.batches import NONE, Batch, SampleMaker, collate, heard_facts
 from demo_model.evaluate import answers_right, report
 from demo_model.forward import hear, think, token_count
@@ -30,7 +35,6 @@ if TYPE_CHECKING:
     from transformers import Qwen2AudioForConditionalGeneration
 
 PEAK_RATE = 2e-3
-LAST_RATE = 2e-5
 WEIGHT_DECAY = 0.02
 WARM_UP_STEPS = 150
 GRADIENT_NORM = 1.0
@@ -41,8 +45,10 @@ LONG_EVERY = 16
 POOL = 8
 """So many batches are drawn at once and sorted by length: less padding."""
 HELP_WEIGHT = 0.3
-HELP_UNTIL = 0.7
-"""The auxiliary heads' weight falls to nothing by this share of the steps."""
+HELP_STEPS = 1200
+"""The auxiliary heads' weight falls to nothing by this step."""
+DECAY_STEPS = 700
+"""The learning rate is constant, then falls evenly in so many last steps."""
 CHECK_EVERY = 250
 
 
@@ -75,7 +81,7 @@ class Helpers(nn.Module):
                 beeping, kinds, pitches, begun = heard_facts(clip, tokens)
                 loud = [NONE if clip.loudness is None else int(clip.loudness == "loud")] * tokens
                 for kept, new in zip(facts, (beeping, kinds, pitches, loud, begun), strict=True):
-                    kept += new
+                    kept.extend(new)
         heads = (self.beeping, self.kind, self.pitch, self.loud)
         losses = [
             functional.cross_entropy(head(heard), torch.tensor(truth), ignore_index=NONE)
@@ -122,9 +128,16 @@ class Run:
         temporary.replace(path)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint of the same plan."""
+        """Go on from a checkpoint.
+
+        Raises:
+            SystemExit: It is not on this run's way.
+        """
         state = torch.load(path, weights_only=True)
-        if tuple(state["plan"]) != (self.steps, self.seed):
+        steps, seed = state["plan"]
+        # until the learning rate falls, runs of any length are one and the same
+        alike = steps == self.steps or state["step"] <= min(steps, self.steps) - DECAY_STEPS
+        if seed != self.seed or not alike:
             raise SystemExit(f"{path} is of another run: remove it, or give its steps and seed")
         self.model.load_state_dict(state["model"])
         self.helpers.load_state_dict(state["helpers"])
@@ -150,7 +163,7 @@ def new_run(steps: int, seed: int) -> Run:
         {"params": [p for p in tensors if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in tensors if p.dim() == 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98), fused=True)
     return Run(model, helpers, optimizer, steps, seed)
 
 
@@ -215,13 +228,12 @@ def train_step(run: Run, batch: Batch) -> float:
     Returns:
         The answers' mean loss.
     """
-    done = run.step / run.steps
-    rate = LAST_RATE + (PEAK_RATE - LAST_RATE) * (1 + math.cos(math.pi * done)) / 2
+    left, warm = (run.steps - run.step) / DECAY_STEPS, (run.step + 1) / WARM_UP_STEPS
     for group in run.optimizer.param_groups:
-        group["lr"] = rate * min(1.0, (run.step + 1) / WARM_UP_STEPS)
+        group["lr"] = PEAK_RATE * min(1.0, left, warm)
     logits, heard, counted = forward(run.model, batch)
     loss = functional.cross_entropy(logits, batch.targets[batch.targets != NONE])
-    weight = HELP_WEIGHT * max(0.0, 1 - done / HELP_UNTIL)
+    weight = HELP_WEIGHT * max(0.0, 1 - run.step / HELP_STEPS)
     total = loss + 5 * weight * run.helpers.loss(heard, counted, batch) if weight else loss
     run.optimizer.zero_grad()
     total.backward()  # type: ignore[no-untyped-call]  # torch's own
@@ -245,7 +257,8 @@ def train(run: Run, folder: Path) -> None:
     while run.step < run.steps:
         losses.append(train_step(run, next(batches)))
         if run.step % 50 == 0:
-            print(f"step {run.step:>5}  loss {np.mean(losses):.4f}  {time.monotonic() - started:.0f} s")
+            seconds = time.monotonic() - started
+            print(f"step {run.step:>5}  loss {np.mean(losses):.4f}  {seconds:.0f} s", flush=True)
             losses = []
         if run.step % CHECK_EVERY == 0 or run.step == run.steps:
             run.seconds = time.monotonic() - started

@@ -21,6 +21,7 @@ from earwitness.audio.fetch import ClipFetcher
 from earwitness.audio.workers import DecodePool
 from earwitness.engine.client import Engine
 from earwitness.errors import FatalError
+from earwitness.heap import bound_heap
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -41,11 +42,19 @@ _LOCK = "owner.lock"
 
 
 class ShardMemory:
-    """What the batches of one shard in this process know of each other."""
+    """What the batches of one shard in this process know of each other.
+
+    Attributes:
+        fetches: Clips being fetched, or lying in the scratch of a batch still in flight, by URI.
+        questions: Questions being asked, by cache key.
+        answered: Where the outcomes of finished batches are: cache key → path of a segment.
+        transient_failures: Clips that did not come for reasons that will pass.
+    """
 
     def __init__(self) -> None:
         self.fetches: dict[str, asyncio.Future[FetchedClip]] = {}
         self.questions: dict[str, asyncio.Future[Outcome]] = {}
+        self.answered: dict[bytes, str] = {}
         self.transient_failures = 0
 
 
@@ -58,6 +67,7 @@ class Runtime:
     """
 
     def __init__(self, settings: BuildSettings, model: str | None) -> None:
+        bound_heap()
         self.settings = settings
         self.scratch, self._lock = _make_scratch()
         self._loop = asyncio.new_event_loop()
@@ -176,10 +186,16 @@ async def _in_loop(make: Any, *args: Any, **kwargs: Any) -> Any:
     return make(*args, **kwargs)
 
 
-def _make_scratch() -> tuple[Path, IO[str]]:
-    """A scratch folder of our own, readable by nobody else; folders of dead owners are removed."""
+def scratch_root() -> Path:
+    """Where scratch folders are made."""
     root = Path(os.environ.get(SCRATCH_VARIABLE) or tempfile.gettempdir())
     root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def _make_scratch() -> tuple[Path, IO[str]]:
+    """A scratch folder of our own, readable by nobody else; folders of dead owners are removed."""
+    root = scratch_root()
     sweep_scratch(root)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
     lock = (folder / _LOCK).open("w", encoding="utf-8")

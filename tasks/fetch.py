@@ -6,7 +6,13 @@ from prefect import task
 
 from earwitness.build.batch import BatchRef, load_batch, save_batch
 from earwitness.build.layout import Build, shard_mark
-from earwitness.build.stages import check_storage, fetch_batch, key_rows, recall_rows
+from earwitness.build.stages import (
+    check_storage,
+    fetch_batch,
+    key_rows,
+    recall_duplicates,
+    recall_rows,
+)
 from earwitness.runtime import current
 from tasks.retrying import retrying
 
@@ -24,6 +30,7 @@ def fetch(batch: BatchRef, clips_in_shard: int) -> BatchRef:
     check_storage(memory, clips_in_shard)
     key_rows(records, build.plan.question_digest)
     recall_rows(build, records.open_rows(), shard_mark(batch.shard))
+    recall_duplicates(build, memory, records.open_rows())
     if records.open_rows():
         runtime.start_engine()
     save_batch(folder, "fetch", records)

@@ -9,7 +9,7 @@ from prefect import task
 
 from earwitness.build.batch import BatchRef, load_batch, write_segment
 from earwitness.build.layout import Build
-from earwitness.build.stages import generate_batch
+from earwitness.build.stages import forget_batch, generate_batch
 from earwitness.identity import KEY_VERSION
 from earwitness.runtime import current
 from tasks.retrying import retrying
@@ -43,5 +43,6 @@ def generate(batch: BatchRef) -> BatchRef:
     records = load_batch(folder, "decode")
     decided = runtime.run(generate_batch(runtime, memory, records, folder / "audio"))
     write_segment(build, batch.segment, decided, records.sightings)
+    forget_batch(memory, records, batch.segment)
     shutil.rmtree(folder, ignore_errors=True)
     return batch

@@ -8,9 +8,10 @@ checkpoint.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,9 +28,10 @@ from earwitness.cache.tables import (
     sighting_row,
 )
 from earwitness.identity import KEY_VERSION
-from earwitness.records import HeardClip, Outcome, Rejection
+from earwitness.records import TRANSIENT_REASONS, HeardClip, Outcome, Rejection
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from earwitness.build.layout import Build
@@ -163,10 +165,12 @@ _SEGMENT_SCHEMA = pa.schema(
 _SIGHTINGS_KEY = b"earwitness.sightings"
 
 
-def write_segment(
-    build: Build, path: str, decided: list[Decided], sightings: list[ClipSighting]
-) -> None:
-    """Write decided rows as one segment: the checkpoint."""
+SEGMENT_GROUP_ROWS = 4096
+"""Rows a row group of a segment: what a reader holds in memory at once."""
+
+
+def decided_table(decided: Iterable[Decided]) -> pa.Table:
+    """Decided rows as Arrow."""
     rows = [
         {
             "row": one.row,
@@ -176,20 +180,73 @@ def write_segment(
         }
         for one in decided
     ]
+    return pa.Table.from_pylist(rows, schema=_SEGMENT_SCHEMA)
+
+
+def write_segment(
+    build: Build, path: str, decided: list[Decided] | pa.Table, sightings: list[ClipSighting]
+) -> None:
+    """Write decided rows as one segment: the checkpoint."""
+    table = decided if isinstance(decided, pa.Table) else decided_table(decided)
     seen = json.dumps([sighting_row(sighting) for sighting in sightings])
     metadata = {_SIGHTINGS_KEY: seen.encode()}
-    table = pa.Table.from_pylist(rows, schema=_SEGMENT_SCHEMA.with_metadata(metadata))
-    build.store.write_bytes(path, parquet_bytes(table, 4096))
+    table = table.replace_schema_metadata(metadata)
+    build.store.write_bytes(path, parquet_bytes(table, SEGMENT_GROUP_ROWS))
+
+
+class Segment:
+    """A stored segment, read a row group at a time.
+
+    Args:
+        build: The build it is of.
+        path: Its path inside the build.
+
+    Attributes:
+        rows: Rows of each row group, ascending.
+    """
+
+    def __init__(self, build: Build, path: str) -> None:
+        self._build = build
+        self._path = path
+        with build.store.open(path) as file:
+            parquet = pq.ParquetFile(file)
+            self.metadata = parquet.metadata.metadata or {}
+            groups = range(parquet.num_row_groups)
+            columns = [parquet.read_row_group(group, ["row", "reason"]) for group in groups]
+        self.rows = [cast("list[int]", column["row"].to_pylist()) for column in columns]
+        self._reasons = [reason for column in columns for reason in column["reason"].to_pylist()]
+
+    @property
+    def answered(self) -> int:
+        """How many of the rows have an answer."""
+        return self._reasons.count(None)
+
+    @property
+    def rejected(self) -> int:
+        """How many of the rows have none."""
+        return len(self._reasons) - self.answered
+
+    def settled(self) -> Iterator[tuple[int, bool]]:
+        """Each row, and whether its outcome stands (is no transient rejection)."""
+        for row, reason in zip(itertools.chain(*self.rows), self._reasons, strict=True):
+            yield row, reason not in TRANSIENT_REASONS
+
+    def read_group(self, group: int) -> list[Decided]:
+        """The decided rows of one row group."""
+        with self._build.store.open(self._path) as file:
+            table = pq.ParquetFile(file).read_row_group(group)
+        return [
+            Decided(row["row"], outcome_from_row(row["cache_key"], row), row["reused"])
+            for row in table.to_pylist()
+        ]
+
+    def sightings(self) -> list[ClipSighting]:
+        """What the batch's fetches told of its clips."""
+        return [sighting_from_row(row) for row in json.loads(self.metadata[_SIGHTINGS_KEY])]
 
 
 def read_segment(build: Build, path: str) -> tuple[list[Decided], list[ClipSighting]]:
-    """Decided rows and clip sightings of one segment."""
-    with build.store.open(path) as file:
-        table = pq.read_table(file)
-    decided = [
-        Decided(row["row"], outcome_from_row(row["cache_key"], row), row["reused"])
-        for row in table.to_pylist()
-    ]
-    seen = json.loads((table.schema.metadata or {})[_SIGHTINGS_KEY])
-    sightings = [sighting_from_row(row) for row in seen]
-    return decided, sightings
+    """Everything a segment holds."""
+    segment = Segment(build, path)
+    decided = [one for group in range(len(segment.rows)) for one in segment.read_group(group)]
+    return decided, segment.sightings()

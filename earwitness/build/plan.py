@@ -18,6 +18,7 @@ from earwitness.manifest.fields import SchemaBuilder
 from earwitness.manifest.lint import Linter, lint_rules
 from earwitness.manifest.reader import open_manifest
 from earwitness.progress import Planning, tell
+from earwitness.runtime import scratch_root
 from earwitness.storage import Store, stamp_of
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def _write_shard(
     """Write the next shard's rows as one file; None where no rows are left."""
     digest = hashlib.sha256()
     first, count, rejected = -1, 0, 0
-    with tempfile.NamedTemporaryFile(prefix="earwitness-plan-") as file:
+    with tempfile.NamedTemporaryFile(prefix="earwitness-plan-", dir=scratch_root()) as file:
         for planned, text in rows:
             first = planned.row if first < 0 else first
             count += 1

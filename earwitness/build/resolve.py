@@ -2,39 +2,47 @@
 
 The first resolve of a shard freezes its batches under `work/`, so that a retry finds the finished
 ones again by name; only what is new in a retry (records whose rejection was transient) forms
-further batches.
+further batches. Rows are read in chunks: a shard's size does not show in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from earwitness.audio.stat import stat_clips
 from earwitness.build.batch import (
+    SEGMENT_GROUP_ROWS,
     Batch,
     BatchRef,
     ClipState,
     Decided,
     RowState,
-    read_segment,
+    Segment,
+    decided_table,
     save_batch,
     write_segment,
 )
 from earwitness.build.layout import shard_mark, shard_path, work_path
 from earwitness.build.stages import key_rows, recall_rows
-from earwitness.cache.tables import ClipSighting, sighting_from_row, uri_key
+from earwitness.cache.tables import sighting_from_row, uri_key
 from earwitness.errors import BuildDamagedError
 from earwitness.manifest.planned import parse_plan_line
 from earwitness.records import Reason, Rejection, Stage, Stamp
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from earwitness.build.layout import Build
     from earwitness.records import PlannedRow
     from earwitness.runtime import Runtime
+
+    Stamps = dict[str, Stamp | Rejection | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +64,19 @@ class Resolved:
     batches: list[BatchRef] = field(default_factory=list)
 
 
-def read_shard(build: Build, shard: int) -> list[PlannedRow]:
-    """The planned rows of a shard.
+def read_shard(build: Build, shard: int) -> Iterator[PlannedRow]:
+    """The planned rows of a shard, in order.
 
     Raises:
-        BuildDamagedError: The stored rows are not the ones that were planned.
+        BuildDamagedError: After the last row: they are not the ones that were planned.
     """
-    data = build.store.read_bytes(shard_path(shard))
-    if hashlib.sha256(data).hexdigest() != build.plan.shards[shard].sha256:
+    digest = hashlib.sha256()
+    with build.store.open(shard_path(shard)) as file:
+        for line in file:
+            digest.update(line)
+            yield parse_plan_line(line.rstrip(b"\n"))
+    if digest.hexdigest() != build.plan.shards[shard].sha256:
         raise BuildDamagedError(f"{build.store.uri(shard_path(shard))} was changed after planning")
-    return [parse_plan_line(line) for line in data.split(b"\n") if line]
 
 
 def resolve_shard(runtime: Runtime, build: Build, shard: int) -> Resolved:
@@ -83,60 +94,121 @@ def resolve_shard(runtime: Runtime, build: Build, shard: int) -> Resolved:
         StorageUnavailableError: Storage does not answer now.
         CredentialsError: Storage refused the credentials themselves.
     """
-    planned = [row for row in read_shard(build, shard) if row.rejection is None]
-    work = work_path(shard)
-    path = f"{work}/resolved.parquet"
+    path = f"{work_path(shard)}/resolved.parquet"
     if build.store.exists(path):
-        return _resume(runtime, build, shard, planned)
-    batch = _as_batch(planned)
-    stamps = runtime.run(stat_clips(list(batch.clips)))
+        return _resume(runtime, build, shard)
+    uris = dict.fromkeys(uri for row in read_shard(build, shard) for uri in row.clips)
+    stamps: Stamps = runtime.run(stat_clips(list(uris)))
+    batches = _Batches(runtime, BatchRef(build.uri, shard, 0, 0), _batch_rows(build))
+    tables: list[pa.Table] = []
+    asked = (row for row in read_shard(build, shard) if row.rejection is None)
+    while chunk := list(islice(asked, SEGMENT_GROUP_ROWS)):
+        batch = _as_batch(chunk)
+        _look_up(build, shard, batch, stamps)
+        batches.add(batch)
+        tables.append(
+            decided_table(
+                Decided(row.row, row.outcome, row.reused)
+                for row in batch.rows
+                if row.outcome is not None
+            )
+        )
+    batches.flush()
+    parts = json.dumps(batches.parts).encode()
+    build.store.write_bytes(f"{work_path(shard)}/batches.json", parts)
+    decided = pa.concat_tables([decided_table([]), *tables]).combine_chunks()
+    write_segment(build, path, decided, [])
+    return _resolved(build, shard, [], batches.refs)
+
+
+def _look_up(build: Build, shard: int, batch: Batch, stamps: Stamps) -> None:
+    """Decide what can be decided without reading a clip."""
     _recognise(build, shard, batch, stamps)
     batch.reject_rows(build.plan.settings.max_tokens)
-    key_rows_known(batch, build.plan.question_digest)
-    recall_rows(build, [row for row in batch.open_rows() if row.cache_key], shard_mark(shard))
-    decided = [
-        Decided(row.row, row.outcome, row.reused) for row in batch.rows if row.outcome is not None
-    ]
-    left = [row.row for row in batch.open_rows()]
-    size = build.plan.settings.layout.batch_rows
-    parts = [left[start : start + size] for start in range(0, len(left), size)]
-    build.store.write_bytes(f"{work}/batches.json", json.dumps(parts).encode())
-    write_segment(build, path, decided, [])
-    refs = _lay_out(runtime, BatchRef(build.uri, shard, 0, 0), batch, dict(enumerate(parts)))
-    counts = _counts(build, shard, decided)
-    return Resolved(*counts, [], refs)
+    known = [row for row in batch.open_rows() if all(batch.clips[uri].sha256 for uri in row.clips)]
+    key_rows(Batch(known, batch.clips), build.plan.question_digest)
+    recall_rows(build, known, shard_mark(shard))
 
 
-def _resume(runtime: Runtime, build: Build, shard: int, planned: list[PlannedRow]) -> Resolved:
+class _Batches:
+    """Cuts the records left into batches and writes each to scratch, ready to be fetched."""
+
+    def __init__(self, runtime: Runtime, of: BatchRef, size: int) -> None:
+        self._runtime = runtime
+        self._of = of
+        self._size = size
+        self._rows: list[RowState] = []
+        self._clips: dict[str, ClipState] = {}
+        self.parts: list[list[int]] = []
+        self.refs: list[BatchRef] = []
+
+    def add(self, batch: Batch) -> None:
+        for row in batch.open_rows():
+            self._rows.append(RowState(row.row, row.clips, row.messages))
+            for uri in row.clips:
+                self._clips[uri] = ClipState(uri, batch.clips[uri].stamp)
+            if len(self._rows) == self._size:
+                self.flush()
+
+    def flush(self) -> None:
+        if not self._rows:
+            return
+        self.parts.append([row.row for row in self._rows])
+        number = len(self.refs)
+        self.refs.append(_lay_out(self._runtime, self._of, number, Batch(self._rows, self._clips)))
+        self._rows, self._clips = [], {}
+
+
+def _resume(runtime: Runtime, build: Build, shard: int) -> Resolved:
     """Take up a shard whose batches were frozen by an earlier attempt."""
     work = work_path(shard)
     parts: list[list[int]] = json.loads(build.store.read_bytes(f"{work}/batches.json"))
-    decided, _ = read_segment(build, f"{work}/resolved.parquet")
     finished: dict[int, BatchRef] = {}
-    settled: set[int] = {one.row for one in decided}
-    asked: set[int] = set()
-    last = len(parts) - 1
+    asked: dict[int, bool] = {}
     for path in segment_paths(build, shard):
         number, digest = path.rpartition("/")[2].removesuffix(".parquet").split("-")[1:]
-        rows, _ = read_segment(build, path)
+        segment = Segment(build, path)
+        rows = list(segment.settled())
         finished[int(number)] = BatchRef(build.uri, shard, int(number), len(rows), digest)
-        last = max(last, int(number))
-        asked |= {one.row for one in rows}
-        settled |= {one.row for one in rows if not _transient(one)}
-    again = sorted(asked - settled)
-    todo = {n: part for n, part in enumerate(parts) if n not in finished}
-    size = build.plan.settings.layout.batch_rows
-    for start in range(0, len(again), size):
-        last += 1
-        todo[last] = again[start : start + size]
-    batch = _as_batch(planned)
-    refs = _lay_out(runtime, BatchRef(build.uri, shard, 0, 0), batch, todo)
-    counts = _counts(build, shard, decided)
-    return Resolved(*counts, list(finished.values()), refs)
+        for row, stands in rows:
+            asked[row] = asked.get(row, False) or stands
+    again = sorted(row for row, stands in asked.items() if not stands)
+    todo = {number: part for number, part in enumerate(parts) if number not in finished}
+    size, last = _batch_rows(build), max([len(parts) - 1, *finished])
+    for count, start in enumerate(range(0, len(again), size), start=1):
+        todo[last + count] = again[start : start + size]
+    refs = _gather(runtime, BatchRef(build.uri, shard, 0, 0), read_shard(build, shard), todo)
+    return _resolved(build, shard, list(finished.values()), refs)
+
+
+def _resolved(
+    build: Build, shard: int, finished: list[BatchRef], batches: list[BatchRef]
+) -> Resolved:
+    found = Segment(build, f"{work_path(shard)}/resolved.parquet")
+    planned = build.plan.shards[shard]
+    rejected = planned.rejected + found.rejected
+    return Resolved(planned.rows, found.answered, rejected, finished, batches)
+
+
+def _gather(
+    runtime: Runtime, of: BatchRef, rows: Iterable[PlannedRow], todo: dict[int, list[int]]
+) -> list[BatchRef]:
+    """Lay out the batches that are left; each is written as soon as its last row was read."""
+    home = {row: number for number, part in todo.items() for row in part}
+    waiting: dict[int, list[PlannedRow]] = {number: [] for number in todo}
+    refs = []
+    for row in rows:
+        number = home.get(row.row)
+        if number is None:
+            continue
+        waiting[number].append(row)
+        if len(waiting[number]) == len(todo[number]):
+            refs.append(_lay_out(runtime, of, number, _as_batch(waiting.pop(number))))
+    return sorted(refs, key=lambda ref: ref.batch)
 
 
 def segment_paths(build: Build, shard: int) -> list[str]:
-    """Paths of a shard's batch segments, oldest batch first."""
+    """Paths of a shard's batch segments, lowest batch first."""
     return [
         path
         for path in build.store.sizes(work_path(shard))
@@ -144,14 +216,8 @@ def segment_paths(build: Build, shard: int) -> list[str]:
     ]
 
 
-def _transient(one: Decided) -> bool:
-    return one.outcome.rejection is not None and one.outcome.rejection.transient
-
-
-def _counts(build: Build, shard: int, decided: list[Decided]) -> tuple[int, int, int]:
-    kinds = Counter(one.outcome.answer is not None for one in decided)
-    planned_out = build.plan.shards[shard].rejected
-    return build.plan.shards[shard].rows, kinds[True], kinds[False] + planned_out
+def _batch_rows(build: Build) -> int:
+    return build.plan.settings.layout.batch_rows
 
 
 def _as_batch(planned: list[PlannedRow]) -> Batch:
@@ -159,27 +225,14 @@ def _as_batch(planned: list[PlannedRow]) -> Batch:
     return Batch(rows, {uri: ClipState(uri) for row in rows for uri in row.clips})
 
 
-def _lay_out(
-    runtime: Runtime, of: BatchRef, batch: Batch, parts: dict[int, list[int]]
-) -> list[BatchRef]:
-    """Write batches to scratch, ready to be fetched: number → rows, out of the whole shard."""
-    by_row = {row.row: row for row in batch.rows}
-    refs = []
-    for number, part in sorted(parts.items()):
-        rows = [RowState(row, by_row[row].clips, by_row[row].messages) for row in part]
-        uris = {uri for row in rows for uri in row.clips}
-        clips = {uri: ClipState(uri, batch.clips[uri].stamp) for uri in sorted(uris)}
-        folder = runtime.batch_folder(of.build, of.shard, number)
-        save_batch(folder, "resolve", Batch(rows, clips))
-        refs.append(replace(of, batch=number, rows=len(rows)))
-    return refs
+def _lay_out(runtime: Runtime, of: BatchRef, number: int, batch: Batch) -> BatchRef:
+    save_batch(runtime.batch_folder(of.build, of.shard, number), "resolve", batch)
+    return replace(of, batch=number, rows=len(batch.rows))
 
 
-def _recognise(
-    build: Build, shard: int, batch: Batch, stamps: dict[str, Stamp | Rejection | None]
-) -> None:
+def _recognise(build: Build, shard: int, batch: Batch, stamps: Stamps) -> None:
     """Give clips seen before their SHA-256, and reject those known to be out of reach."""
-    uris = [uri for uri, stamp in stamps.items() if not isinstance(stamp, Rejection)]
+    uris = [uri for uri in batch.clips if not isinstance(stamps[uri], Rejection)]
     keys = {uri_key(uri): uri for uri in uris}
     again = set(build.gates.retry_reasons)
     known = {
@@ -187,15 +240,15 @@ def _recognise(
         for key, row in build.sightings.find(list(keys), shard_mark(shard)).items()
     }
     limit = build.plan.settings.audio.max_clip_bytes
-    for uri, stamp in stamps.items():
-        clip = batch.clips[uri]
+    for uri, clip in batch.clips.items():
+        stamp = stamps[uri]
         if isinstance(stamp, Rejection):
             clip.rejection = stamp
             continue
         if stamp is not None:
             clip.stamp = str(stamp)
             clip.rejection = _size_rejection(stamp, limit)
-        seen: ClipSighting | None = known.get(uri)
+        seen = known.get(uri)
         if seen is None or seen.stamp != clip.stamp:
             continue
         if seen.rejection is None:
@@ -214,9 +267,3 @@ def _size_rejection(stamp: Stamp, limit: int) -> Rejection | None:
             f"{stamp.size_bytes:,} bytes, more than audio.max_clip_bytes = {limit:,}",
         )
     return None
-
-
-def key_rows_known(batch: Batch, question: str) -> None:
-    """Key the records whose clips' content is all known without reading them."""
-    known = [row for row in batch.open_rows() if all(batch.clips[uri].sha256 for uri in row.clips)]
-    key_rows(Batch(known, batch.clips), question)

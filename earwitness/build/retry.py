@@ -5,11 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from earwitness.build.batch import read_segment
 from earwitness.build.choose import build_ids, new_id
-from earwitness.build.layout import Build, Gates, work_path
+from earwitness.build.layout import Build, Gates
 from earwitness.build.plan import copy_plan
-from earwitness.build.resolve import segment_paths
+from earwitness.build.show import open_outcomes, open_segments
 from earwitness.build.status import PLANNED_OUT, build_status
 from earwitness.cache.tables import outcome_table, sighting_table
 from earwitness.errors import BuildNotFoundError, SettingsError
@@ -19,7 +18,6 @@ from earwitness.storage import Store
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from earwitness.cache.tables import ClipSighting
     from earwitness.records import Outcome
 
 _OF_THE_MANIFEST = tuple(Reason)[: tuple(Reason).index(Reason.CLIP_MISSING)]
@@ -94,17 +92,12 @@ def _checked(source: Build, reasons: Iterable[str]) -> tuple[str, ...]:
 def _remember(build: Build, shard: int) -> None:
     """Bring what an unfinished shard has found out into the caches, as finishing it would."""
     fresh: dict[str, Outcome] = {}
-    sightings: dict[str, ClipSighting] = {}
-    for path in [f"{work_path(shard)}/resolved.parquet", *segment_paths(build, shard)]:
-        if not build.store.exists(path):
-            continue
-        decided, seen = read_segment(build, path)
-        sightings |= {one.uri: one for one in seen}
-        for one in decided:
-            rejection = one.outcome.rejection
-            passing = rejection is not None and rejection.transient
-            if one.outcome.cache_key and not one.reused and not passing:
-                fresh.setdefault(one.outcome.cache_key, one.outcome)
+    for one in open_outcomes(build, shard):
+        rejection = one.outcome.rejection
+        passing = rejection is not None and rejection.transient
+        if one.outcome.cache_key and not one.reused and not passing:
+            fresh.setdefault(one.outcome.cache_key, one.outcome)
+    seen = {one.uri: one for segment in open_segments(build, shard) for one in segment.sightings()}
     name = build.segment_name(shard)
-    build.outcomes.write(name, outcome_table(fresh.values()))
-    build.sightings.write(name, sighting_table(sightings.values()))
+    build.outcomes.write(name, [outcome_table(fresh.values())])
+    build.sightings.write(name, [sighting_table(seen.values())])

@@ -5,15 +5,15 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from earwitness.build.batch import read_segment
-from earwitness.build.layout import shard_path, work_path
-from earwitness.build.resolve import segment_paths
+from earwitness.build.batch import Segment
+from earwitness.build.layout import work_path
+from earwitness.build.resolve import read_shard, segment_paths
 from earwitness.errors import SettingsError
-from earwitness.manifest.planned import parse_plan_line
 from earwitness.records import Reason, Rejection, Stage
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ def show_row(build: Build, row: int) -> ShownRow:
         raise SettingsError(f"{build.id} has the rows 0 to {rows - 1}, not {row}")
     shards = build.plan.shards
     shard = next(n for n, one in enumerate(shards) if row < one.first_row + one.rows)
-    lines = build.store.read_bytes(shard_path(shard)).split(b"\n")
-    planned = parse_plan_line(lines[row - shards[shard].first_row])
+    planned = next(islice(read_shard(build, shard), row - shards[shard].first_row, None))
     receipt = build.receipt(shard)
     if planned.rejection is not None:
         result = RowResult(row, rejection=planned.rejection)
@@ -112,15 +111,30 @@ def all_rows(build: Build) -> Iterator[RowResult]:
             yield from finished_rows(build, receipt)
 
 
+def read_planned(build: Build) -> Iterator[PlannedRow]:
+    """The planned rows of all finished shards, in order."""
+    for number in sorted(build.done_shards()):
+        yield from read_shard(build, number)
+
+
 def open_outcomes(build: Build, shard: int) -> list[Decided]:
     """What is decided of a shard that is not finished; an outcome that will pass comes last."""
-    found = []
+    found = [
+        one
+        for segment in open_segments(build, shard)
+        for group in range(len(segment.rows))
+        for one in segment.read_group(group)
+    ]
+    return sorted(found, key=lambda one: _passing(one.outcome.rejection))
+
+
+def open_segments(build: Build, shard: int) -> Iterator[Segment]:
+    """The checkpoints of a shard that is not finished."""
     for path in [f"{work_path(shard)}/resolved.parquet", *segment_paths(build, shard)]:
         try:
-            found += read_segment(build, path)[0]
+            yield Segment(build, path)
         except FileNotFoundError:
             continue  # not resolved yet, or finished just now
-    return sorted(found, key=lambda one: _passing(one.outcome.rejection))
 
 
 def question_of(messages: tuple[Message, ...]) -> str:

@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from earwitness.audio.fetch import unavailable
-from earwitness.build.batch import Batch, Decided
+from earwitness.build.batch import Batch, Decided, Segment
 from earwitness.cache.tables import ClipSighting, outcome_from_row, still_right
 from earwitness.engine.client import AskRequest
 from earwitness.errors import (
@@ -105,6 +105,42 @@ async def _fetch_once(
         memory.fetches.pop(uri, None)
         return await _fetch_once(runtime, memory, uri, folder, limit)
     return fetched
+
+
+def forget_batch(memory: ShardMemory, batch: Batch, segment: str) -> None:
+    """Drop what the shard's memory holds of a finished batch; its segment has it all.
+
+    Args:
+        memory: The shard's memory.
+        batch: The batch, its segment written.
+        segment: Path of the segment.
+    """
+    for uri in batch.clips:
+        memory.fetches.pop(uri, None)
+    for row in batch.rows:
+        if row.cache_key and memory.questions.pop(row.cache_key, None) is not None:
+            memory.answered[bytes.fromhex(row.cache_key)] = segment
+
+
+def recall_duplicates(build: Build, memory: ShardMemory, rows: Sequence[RowState]) -> None:
+    """Decide records that an earlier batch of the shard asked the very same way.
+
+    Args:
+        build: Gives the segments.
+        memory: Knows which segment holds which question.
+        rows: Undecided records with a cache key.
+    """
+    wanted: dict[str, dict[str, list[RowState]]] = {}
+    for row in rows:
+        segment = memory.answered.get(bytes.fromhex(row.cache_key))
+        if segment is not None:
+            wanted.setdefault(segment, {}).setdefault(row.cache_key, []).append(row)
+    for path, by_key in wanted.items():
+        segment_read = Segment(build, path)
+        for group in range(len(segment_read.rows)):
+            for one in segment_read.read_group(group):
+                for row in by_key.get(one.outcome.cache_key, []):
+                    row.outcome, row.reused = one.outcome, one.outcome.answer is not None
 
 
 def check_storage(memory: ShardMemory, clips_in_shard: int) -> None:

@@ -14,8 +14,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tempfile
 from collections import defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -76,21 +78,23 @@ class SegmentCache:
         self.schema = pa.schema([pa.field("key", pa.binary(32)), *columns])
         self._known: dict[str, _Keys] = {}
 
-    def write(self, name: str, rows: pa.Table) -> str | None:
+    def write(self, name: str, rows: Iterable[pa.Table]) -> str | None:
         """Keep a shard's rows as one immutable segment.
 
         Args:
             name: `<planned at>-<build id>.shard-00000`, the same over retries of the shard.
-            rows: Rows in the cache's schema, in row order.
+            rows: Rows in the cache's schema, in row order, in parts of any size.
 
         Returns:
             The segment's name, or None where there is nothing to keep.
         """
-        if rows.num_rows == 0:
-            return None
-        data = parquet_bytes(rows.cast(self.schema), _ROW_GROUP_ROWS)
-        segment = f"{name}-{hashlib.sha256(data).hexdigest()[:8]}"
-        self._store.write_bytes(f"segments/{segment}.parquet", data)
+        with tempfile.NamedTemporaryFile(prefix="earwitness-segment-", suffix=".parquet") as file:
+            count = _write_groups(Path(file.name), self.schema, rows)
+            if count == 0:
+                return None
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            segment = f"{name}-{digest[:8]}"
+            self._store.upload(Path(file.name), f"segments/{segment}.parquet")
         return segment
 
     def find(
@@ -257,6 +261,22 @@ class SegmentCache:
         offsets = [start[at // _ROW_GROUP_ROWS] + at % _ROW_GROUP_ROWS for _, at in places]
         rows = table.take(pa.array(offsets, pa.int64())).to_pylist()
         return [(at, row) for (at, _), row in zip(places, rows, strict=True)]
+
+
+def _write_groups(path: Path, schema: pa.Schema, parts: Iterable[pa.Table]) -> int:
+    """Write parts as row groups of exactly `_ROW_GROUP_ROWS`, whatever the parts' sizes."""
+    count = 0
+    waiting = schema.empty_table()
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for part in parts:
+            count += part.num_rows
+            waiting = pa.concat_tables([waiting, part.cast(schema)])
+            while waiting.num_rows >= _ROW_GROUP_ROWS:
+                writer.write_table(waiting.slice(0, _ROW_GROUP_ROWS).combine_chunks())
+                waiting = waiting.slice(_ROW_GROUP_ROWS).combine_chunks()
+        if waiting.num_rows:
+            writer.write_table(waiting.combine_chunks())
+    return count
 
 
 def prefixes(keys: Sequence[bytes]) -> NDArray[np.uint64]:

@@ -10,6 +10,7 @@ import pytest
 from workbench import CREDENTIALS, RCLONE, S3Server, StandIn, WebServer, free_port, wait_for
 
 from earwitness import storage
+from earwitness.audio.workers import DecodePool
 from earwitness.engine.guardian import start_guarded
 
 if TYPE_CHECKING:
@@ -91,7 +92,10 @@ def start_stand_in(tmp_path: Path) -> Iterator[Callable[..., StandIn]]:
 
 
 @pytest.fixture(scope="session")
-def build(prefect_server: str, stand_in: StandIn) -> Callable[..., dict[str, Any]]:  # noqa: ARG001 - flows report to it
+def build(
+    prefect_server: str,  # noqa: ARG001 - flows report to it
+    stand_in: StandIn,
+) -> Iterator[Callable[..., dict[str, Any]]]:
     """Runs the flow in this process against the session's stand-in; gives the ledger."""
     from earwitness.settings import EngineSettings
     from flows.build_dataset import build_dataset
@@ -103,7 +107,10 @@ def build(prefect_server: str, stand_in: StandIn) -> Callable[..., dict[str, Any
         )
         return counts
 
-    return run
+    # while a pool is open the fork server stays, and with it the decoders it has loaded: builds
+    # that follow one another in this process need not load them again
+    with DecodePool(1):
+        yield run
 
 
 @pytest.fixture

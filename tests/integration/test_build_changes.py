@@ -20,6 +20,7 @@ from workbench import (
     write_manifest,
 )
 
+from earwitness.errors import ShardFailedError
 from earwitness.settings import EngineSettings, LayoutSettings, SamplingSettings
 
 if TYPE_CHECKING:
@@ -234,3 +235,19 @@ def test_a_question_the_engine_never_answered_is_asked_again_by_the_next_build(
     assert counts["reasons"]["engine_timeout"] == 1
     counts = night.build()
     assert (night.asked, counts["answered"]) == (1, ASKED_ROWS)
+
+
+def test_storage_that_is_down_fails_the_build_and_rejects_nothing(night):
+    paths = [f"/new-{number}.wav" for number in range(12)]
+    night.records = [
+        record(night.web.put(path, clip_bytes(night.folder, 500 + number)), id=number)
+        for number, path in enumerate(paths)
+    ]
+    night.web.statuses = dict.fromkeys(paths, 503)
+    layout = LayoutSettings(batch_rows=6)
+    with pytest.raises(ShardFailedError, match="12 of 12 clips"):
+        night.build(layout=layout)
+    assert night.published.by_id().keys() == set(range(8)) | {10, 11, 12}
+    night.web.statuses.clear()
+    counts = night.build(layout=layout)
+    assert (night.asked, counts["answered"], counts["rejected"]) == (12, 12, 0)

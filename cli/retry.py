@@ -1,0 +1,72 @@
+"""`earwitness retry`: run what failed, or ask rejections again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.build import Print  # noqa: TC001 - typer reads the annotation
+from cli.options import machinery, with_options
+from cli.settings_file import make_settings, merge
+from cli.status import Where  # noqa: TC001 - typer reads the annotation
+
+if TYPE_CHECKING:
+    from earwitness.build.layout import Build
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+@app.command(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+@with_options(machinery())
+def retry(
+    ctx: typer.Context,
+    output: Where,
+    *,
+    build: Annotated[
+        str | None,
+        typer.Option(
+            "--build",
+            help="A build's id. Default: the newest unpublished one; with --reason the newest.",
+            metavar="ID",
+            rich_help_panel="Run",
+        ),
+    ] = None,
+    reason: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Ask again what was rejected for this reason; may be given several times.",
+            metavar="REASON",
+            rich_help_panel="Run",
+        ),
+    ] = None,
+    rows_too: Print = None,
+    given: dict[str, Any],
+) -> None:
+    """Run again what failed in a build of OUTPUT, with the settings it was planned with.
+
+    Without --reason: the unfinished build goes on, and what failed for reasons that may have
+    passed is asked again.
+
+    With --reason: a new build over the same rows, in which rejections with that reason are asked
+    again and everything else is reused.
+    """
+    del ctx
+    from cli.run import run_build
+    from earwitness.build.retry import build_to_retry
+
+    source = _source(output, build, with_reason=bool(reason))
+    settings = source.plan.settings.model_dump(mode="json")
+    base = {**settings, "max_rejected": source.gates.max_rejected, "build": None}
+    checked = make_settings(merge(base, given), None)
+    target = build_to_retry(source, reason) if reason else source
+    run_build(checked, target, rows_too=rows_too)
+
+
+def _source(output: str, build: str | None, *, with_reason: bool) -> Build:
+    from earwitness.build.choose import existing_build
+    from earwitness.build.retry import unpublished_build
+
+    if build is not None or with_reason:
+        return existing_build(output, build)
+    return unpublished_build(output)

@@ -1,0 +1,86 @@
+"""Running a chosen build: lease, Prefect, flow, progress, and what is told at the end."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cli.live import View
+from cli.main import DEBUG_VARIABLE
+from cli.server import prefect_api, quiet_prefect
+from cli.stopping import INTERRUPTED, StoppedError, stoppable
+from cli.tables import print_rows, print_summary
+from earwitness.build.layout import Counts
+from earwitness.build.lease import lease
+from earwitness.errors import EarwitnessError
+
+if TYPE_CHECKING:
+    from earwitness.build.layout import Build
+    from earwitness.settings import BuildSettings
+
+PRINTED_ROWS = 50
+"""Up to this many rows, every answer and rejection is printed unless told otherwise."""
+
+
+def run_build(settings: BuildSettings, build: Build, *, rows_too: bool | None = None) -> None:
+    """Run a build to its end and say what came of it.
+
+    Args:
+        settings: Resolved settings.
+        build: The build to make or continue.
+        rows_too: Print a line for each row. Default: for small builds.
+
+    Raises:
+        EarwitnessError: The build did not come to its end.
+        typer.Exit: It was stopped with Ctrl-C.
+    """
+    quiet_prefect(debug=bool(os.environ.get(DEBUG_VARIABLE)))
+    view = View()
+    try:
+        with view, stoppable(lambda: view.busy("stopping"), lambda: _abandon(view)):
+            counts = _run(settings, build, view)
+    except StoppedError:
+        view.say(_stopped(view))
+        raise typer.Exit(INTERRUPTED) from None
+    except EarwitnessError:
+        if view.tally.done:
+            view.say(f"not published: {view.tally.done:,} of {view.tally.rows:,} rows are decided")
+        raise
+    if rows_too or (rows_too is None and counts.rows <= PRINTED_ROWS):
+        print_rows(build)
+    print_summary(build, counts)
+
+
+def _run(settings: BuildSettings, build: Build, view: View) -> Counts:
+    # the lease goes last: until then nobody else may take the build up
+    with ExitStack() as stack:
+        stack.enter_context(lease(build))
+        view.busy("starting Prefect")
+        stack.enter_context(prefect_api(lambda: _import("flows.build_dataset")))
+        from flows.build_dataset import build_dataset
+
+        view.busy("starting the build")
+        names = type(settings).model_fields
+        parameters: dict[str, Any] = {name: getattr(settings, name) for name in names}
+        flow = build_dataset.with_options(flow_run_name=build.id)
+        return Counts.model_validate(flow(**{**parameters, "build": build.id}))
+
+
+def _import(module: str) -> None:
+    importlib.import_module(module)
+
+
+def _stopped(view: View) -> str:
+    tally = view.tally
+    known = f" {tally.done:,} of {tally.rows:,} rows are decided;" if tally.rows else ""
+    return f"stopped;{known} the same command continues"
+
+
+def _abandon(view: View) -> None:
+    with suppress(Exception):
+        view.stop()
+        view.say(_stopped(view))

@@ -1,0 +1,101 @@
+"""`earwitness show`: one row, whole."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.status import Where  # noqa: TC001 - typer reads the annotation
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from earwitness.build.show import RowResult
+    from earwitness.records import Json, Message, PlannedRow
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+@app.command(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+def show(
+    output: Where,
+    row: Annotated[int, typer.Argument(help="Position in the manifest, from 0.", metavar="ROW")],
+    *,
+    build: Annotated[
+        str | None,
+        typer.Option(
+            "--build",
+            help="A build's id. Default: the newest published one, else the newest.",
+            metavar="ID",
+        ),
+    ] = None,
+) -> None:
+    """Show one row of a build: conversation, clips, answer or reason, where it comes from."""
+    from cli import tables
+    from earwitness.build.choose import existing_build
+    from earwitness.build.show import show_row
+
+    found = existing_build(output, build, published=True)
+    shown = show_row(found, row)
+    console = tables.output()
+    console.print(f"row {row} of {found.id}, shard {shown.shard}", style="bold", soft_wrap=True)
+    _print_record(console, shown.planned)
+    for message in shown.planned.messages:
+        _print_turn(console, message)
+    _print_result(console, shown.result)
+    tables.print_table(_provenance(shown.result, found.plan.model))
+
+
+def _print_record(console: Console, planned: PlannedRow) -> None:
+    from rich.text import Text
+
+    for number, clip in enumerate(planned.clips):
+        console.print(Text.assemble((f"clip {number + 1}  ", "dim"), clip), soft_wrap=True)
+    if planned.rejection is not None and planned.record is not None:
+        line = json.dumps(planned.record, ensure_ascii=False)
+        console.print(Text.assemble(("record  ", "dim"), line), soft_wrap=True)
+
+
+def _print_turn(console: Console, message: Message) -> None:
+    from rich.text import Text
+
+    line = Text(f"{message['role']:>9}  ", style="cyan")
+    for part in message["content"]:
+        if part["type"] == "text":
+            line.append(part["text"], style="default")
+        else:
+            line.append(f"[clip {part['clip'] + 1}] ", style="magenta")
+    console.print(line, soft_wrap=True)
+
+
+def _print_result(console: Console, result: RowResult) -> None:
+    from rich.text import Text
+
+    if result.answer is not None:
+        line = Text.assemble(("   answer  ", "green"), result.answer)
+    elif result.rejection is not None:
+        why = result.rejection
+        line = Text.assemble((f" rejected  {why.reason}", "red"), f" at {why.stage}: {why.detail}")
+    else:
+        line = Text("     open  not decided yet", style="yellow")
+    console.print(line, soft_wrap=True)
+
+
+def _provenance(result: RowResult, model: Json) -> list[tuple[str, str]]:
+    if result.answer is None:
+        return []
+    origin = result.provenance
+    lines = [
+        ("model", f"{model['name']} ({model['kind']} {model['version']})".replace(" )", ")")),
+        ("finish reason", str(origin["finish_reason"])),
+        ("tokens", f"{origin['prompt_tokens']} asked, {origin['completion_tokens']} answered"),
+        ("cache key", str(origin["cache_key"])),
+    ]
+    for number, clip in enumerate(origin["clips"]):
+        length = f"{clip['duration_s']:g} s"
+        if clip["heard_s"] < clip["duration_s"]:
+            length += f", {clip['heard_s']:g} s of it heard"
+        lines.append((f"clip {number + 1}", f"sha256 {clip['sha256']}, {length}"))
+    return lines

@@ -1,0 +1,102 @@
+"""What commands print when they are done: tables and rows, for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from earwitness.build.show import all_rows, question_of, read_planned
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from earwitness.build.layout import Build, Counts
+    from earwitness.build.show import RowResult
+    from earwitness.records import PlannedRow
+
+_SECONDS_AN_HOUR = 3600
+_MINUTE_S = 60
+
+
+def output() -> Console:
+    """Standard output; long lines stay whole where it is no terminal."""
+    return Console(highlight=False)
+
+
+def print_summary(build: Build, counts: Counts) -> None:
+    """The closing table of a build."""
+    lines: list[tuple[str, str]] = [
+        ("rows", f"{counts.rows:,}"),
+        ("answered", f"{counts.answered:,}"),
+        ("  generated", f"{counts.generated:,}"),
+        ("  reused", f"{counts.reused:,}"),
+    ]
+    if counts.cut_by_max_tokens:
+        lines.append(("  cut by max_tokens", f"{counts.cut_by_max_tokens:,}"))
+    lines.append(("rejected", f"{counts.rejected:,}"))
+    lines += reason_lines(counts.reasons)
+    lines.append(("audio", duration(counts.audio_s)))
+    lines.append(
+        ("tokens", f"{counts.prompt_tokens:,} asked, {counts.completion_tokens:,} answered")
+    )
+    print_table(lines)
+    console = output()
+    console.print(f"data: {build.store.uri('data')}", soft_wrap=True, markup=False)
+    if counts.rejected:
+        console.print(f"rejected: {build.store.uri('rejected')}", soft_wrap=True, markup=False)
+
+
+def reason_lines(reasons: dict[str, int]) -> list[tuple[str, str]]:
+    """Rejections by reason, the most frequent first."""
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return [(f"  {reason}", f"{count:,}") for reason, count in ordered]
+
+
+def print_table(lines: Iterable[tuple[str, str]]) -> None:
+    """Names and values in two columns; long values run on rather than wrap."""
+    rows = list(lines)
+    width = max((len(name) for name, _ in rows), default=0)
+    console = output()
+    for name, value in rows:
+        line = Text(f"{name:<{width}}  ", style="" if name.startswith(" ") else "bold")
+        console.print(line.append(value, style="not bold"), soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """A length of audio, in the unit that fits."""
+    if seconds >= _SECONDS_AN_HOUR:
+        return f"{seconds / _SECONDS_AN_HOUR:,.2f} h"
+    if seconds >= _MINUTE_S:
+        return f"{seconds / _MINUTE_S:.1f} min"
+    return f"{seconds:.1f} s"
+
+
+def print_rows(build: Build) -> None:
+    """A line for each answer and each rejection, in row order."""
+    console = output()
+    planned = read_planned(build)
+    for result in all_rows(build):
+        console.print(_row_line(next(planned), result), soft_wrap=True)
+    console.print()
+
+
+def _row_line(planned: PlannedRow, result: RowResult) -> Text:
+    clips = ", ".join(clip.rpartition("/")[2] for clip in planned.clips)
+    line = Text(f"{result.row:>4}  ", style="dim")
+    if result.rejection is not None:
+        line.append(f"rejected: {result.rejection.reason}", style="red")
+        line.append(f"  {one_line(result.rejection.detail)}")
+        if clips:
+            line.append(f"  ({clips})", style="dim")
+        return line
+    line.append(f"{clips}: {one_line(question_of(planned.messages))}  ", style="dim")
+    line.append(one_line(result.answer or ""))
+    return line
+
+
+def one_line(text: Any) -> str:
+    """A text without its line breaks and control characters."""
+    words = " ".join(str(text).split())
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in words)

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _PLAIN_EVERY_S = 10.0
 _SPEED_WINDOW_S = 30.0
+_QUIET_S = 10.0
+"""After this long without a row (the engine starts, say) an old rate says nothing any more."""
 
 
 @dataclass(slots=True)
@@ -210,17 +212,19 @@ class _Bars:
 
     def rows(self, done: int, tally: Tally | None, what: str = "rows") -> None:
         if self._row_task is None and tally is not None:
-            self._row_task = self._rows.add_task(what, total=tally.rows, told="")
+            self._row_task = self._rows.add_task(what, total=tally.rows, told="", moved=0.0)
         if self._row_task is not None:
             told = tally.told() if tally is not None and tally.done else ""
-            self._rows.update(self._row_task, completed=done, told=told)
+            now = time.monotonic()
+            self._rows.update(self._row_task, completed=done, told=told, moved=now)
 
 
 class _Rate(ProgressColumn):
     """Rows a second, and the time left at that rate."""
 
     def render(self, task: Task) -> Text:
-        if not task.speed or task.finished:
+        quiet_s = time.monotonic() - float(task.fields["moved"])
+        if not task.speed or task.finished or quiet_s > _QUIET_S:
             return Text("")
         left = int(task.time_remaining or 0)
         hours, rest = divmod(left, 3600)

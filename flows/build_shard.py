@@ -62,17 +62,19 @@ def answer_batches(resolved: Resolved, window_batches: int) -> None:
         resolved: Batches to do, and those an earlier attempt finished.
         window_batches: Batches in flight at once.
     """
-    in_flight: deque[Any] = deque()
+    in_flight: deque[list[Any]] = deque()
     failures: list[Exception] = []
 
     def finish_oldest() -> None:
-        future = in_flight.popleft()
-        future.wait()
-        if not future.state.is_completed():
-            failures.append(future.state.result(raise_on_failure=False))
+        stages = in_flight.popleft()
+        stages[-1].wait()
+        # the stages after the one that failed never ran: only its own error says why
+        failed = next((stage for stage in stages if not stage.state.is_completed()), None)
+        if failed is not None:
+            failures.append(failed.state.result(raise_on_failure=False))
 
     for batch in resolved.finished:
-        in_flight.append(generate.submit(batch))
+        in_flight.append([generate.submit(batch)])
     for batch in resolved.batches:
         while len(in_flight) >= window_batches:
             finish_oldest()
@@ -85,10 +87,12 @@ def answer_batches(resolved: Resolved, window_batches: int) -> None:
         raise failures[0]
 
 
-def _submit(batch: BatchRef, rows_in_shard: int) -> Any:
+def _submit(batch: BatchRef, rows_in_shard: int) -> list[Any]:
+    """Submit a batch's four stages; their futures in order."""
     # each takes the one before it as its argument: Prefect waits for it and draws the arrow
     fetched: Any = fetch.submit(batch, rows_in_shard)
     validated: Any = validate.submit(fetched)
     decoded: Any = decode.submit(validated)
     # its segment does not exist: an older result of Prefect's must not stand in for it
-    return generate.with_options(refresh_cache=True).submit(decoded)
+    asked: Any = generate.with_options(refresh_cache=True).submit(decoded)
+    return [fetched, validated, decoded, asked]

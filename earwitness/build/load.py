@@ -102,7 +102,8 @@ _NULLABLE: dict[pa.DataType, Any] = {
 def _series(values: list[Any]) -> pd.Series[Any]:
     try:
         array = pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+    # UnicodeEncodeError: half a surrogate pair, one of the reasons records are rejected for
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
         return pd.Series(values, dtype=object)
     series: pd.Series[Any] = array.to_pandas(types_mapper=_NULLABLE.get)
     return series

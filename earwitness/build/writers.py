@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from earwitness.build.layout import StoredFile
-from earwitness.cache.tables import HEARD_CLIPS
+from earwitness.cache.tables import HEARD_CLIPS, heard_clips
 from earwitness.manifest.fields import OutputFields
 from earwitness.manifest.planned import json_bytes
 from earwitness.settings import Format
@@ -70,10 +70,7 @@ def provenance(row: int, outcome: Outcome) -> Json:
         "finish_reason": answer.finish_reason if answer else None,
         "prompt_tokens": answer.prompt_tokens if answer else None,
         "completion_tokens": answer.completion_tokens if answer else None,
-        "clips": [
-            {"sha256": clip.sha256, "duration_s": clip.duration_s, "heard_s": clip.heard_s}
-            for clip in outcome.clips
-        ],
+        "clips": heard_clips(outcome),
         "cache_key": outcome.cache_key,
     }
 

@@ -92,6 +92,14 @@ def _rejection(row: dict[str, Any]) -> Rejection | None:
     return Rejection(Stage(row["stage"]), Reason(row["reason"]), row["detail"])
 
 
+def heard_clips(outcome: Outcome) -> list[dict[str, Any]]:
+    """An outcome's clips as `HEARD_CLIPS` holds them."""
+    return [
+        {"sha256": clip.sha256, "duration_s": clip.duration_s, "heard_s": clip.heard_s}
+        for clip in outcome.clips
+    ]
+
+
 def outcome_row(outcome: Outcome) -> dict[str, Any]:
     """An outcome as a row of `OUTCOME_COLUMNS`."""
     answer = outcome.answer
@@ -101,10 +109,7 @@ def outcome_row(outcome: Outcome) -> dict[str, Any]:
         "prompt_tokens": answer.prompt_tokens if answer else None,
         "completion_tokens": answer.completion_tokens if answer else None,
         **_rejection_columns(outcome.rejection),
-        "clips": [
-            {"sha256": clip.sha256, "duration_s": clip.duration_s, "heard_s": clip.heard_s}
-            for clip in outcome.clips
-        ],
+        "clips": heard_clips(outcome),
         "max_tokens": outcome.max_tokens,
         "max_model_len": outcome.max_model_len,
     }

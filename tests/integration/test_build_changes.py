@@ -20,7 +20,7 @@ from workbench import (
     write_manifest,
 )
 
-from earwitness.errors import ShardFailedError
+from earwitness.errors import ShardFailedError, TooManyRejectionsError
 from earwitness.settings import EngineSettings, LayoutSettings, SamplingSettings
 
 if TYPE_CHECKING:
@@ -57,10 +57,11 @@ class Night:
         before, fetched = engine.asked(), self.web.downloads.copy()
         settings = {"max_tokens": MAX_TOKENS, "layout": LAYOUT, **settings}
         settings.setdefault("engine", EngineSettings(url=(engine.url,)))
-        counts = self.run(manifest, self.folder / "out", **settings)
-        self.asked = engine.asked() - before
-        self.downloaded = sorted((self.web.downloads - fetched).elements())
-        return counts
+        try:
+            return self.run(manifest, self.folder / "out", **settings)
+        finally:
+            self.asked = engine.asked() - before
+            self.downloaded = sorted((self.web.downloads - fetched).elements())
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +252,28 @@ def test_storage_that_is_down_fails_the_build_and_rejects_nothing(night):
     night.web.statuses.clear()
     counts = night.build(layout=layout)
     assert (night.asked, counts["answered"], counts["rejected"]) == (12, 12, 0)
+
+
+def test_too_many_rejections_publish_nothing_until_more_are_allowed(night):
+    night.records = [record(f"{night.web.url}/none-{number}.wav", id=number) for number in range(3)]
+    night.records.append(record(night.web.put("/last.wav", clip_bytes(night.folder, 88)), id=3))
+    before = night.published.folder
+    with pytest.raises(TooManyRejectionsError, match=r"3 of 4 rows.*clip_missing.*--max-rejected"):
+        night.build(build="gated", max_rejected=0.7)
+    assert (night.asked, night.published.folder) == (1, before)
+    counts = night.build(build="gated", max_rejected=0.8)
+    assert (night.asked, counts["answered"], counts["rejected"]) == (0, 1, 3)
+    assert night.published.folder.name == "gated"
+
+
+def test_a_denied_clip_is_not_tried_again_until_it_can_be_had(night):
+    url = night.web.put("/secret.wav", clip_bytes(night.folder, 99))
+    night.records = [record(night.clip, id=1), record(url, id=2)]
+    night.web.statuses["/secret.wav"] = 403
+    counts = night.build()
+    assert (counts["reasons"], night.downloaded) == ({"access_denied": 1}, ["/secret.wav"])
+    counts = night.build()
+    assert (counts["reasons"], night.downloaded) == ({"access_denied": 1}, [])
+    night.web.statuses.clear()
+    counts = night.build()
+    assert (counts["answered"], night.asked, night.downloaded) == (2, 1, ["/secret.wav"])

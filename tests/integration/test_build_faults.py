@@ -351,6 +351,14 @@ def test_each_rejection_has_the_right_reason(built):
     assert all(row["earwitness"]["detail"] for row in built.whole.rejections())
 
 
+def test_rejections_load_as_a_frame_whatever_their_fields_hold(built):
+    frame = earwitness.load_rejected(str(built.whole.output))
+    rows = built.whole.rejections()
+    assert frame["earwitness.row"].tolist() == [row["earwitness"]["row"] for row in rows]
+    assert frame["earwitness.reason"].tolist() == [row["earwitness"]["reason"] for row in rows]
+    assert str(frame["id"].dtype) == "Int64"
+
+
 def test_fields_come_out_as_they_went_in(built):
     for row in built.whole.answers():
         assert row.pop("answer")

@@ -154,8 +154,8 @@ def test_a_killed_build_leaves_no_process_behind(
     wait_until(lambda: processes_of(alone["PREFECT_HOME"]) == [], "a process is left")
 
 
+@pytest.mark.usefixtures("manifest")  # for its clips
 def test_a_rejection_is_asked_again_by_its_reason(
-    manifest: Path,
     tmp_path: Path,
     prefect_server: str,  # noqa: ARG001 - the command finds its address in the environment
     start_stand_in: Callable[..., StandIn],
@@ -163,7 +163,6 @@ def test_a_rejection_is_asked_again_by_its_reason(
 ):
     picky = start_stand_in("--refuse-on", "What is odd?")
     odd = record("clips/0.wav", "What is odd?", id=7)
-    manifest.write_bytes(manifest.read_bytes())
     write_manifest(tmp_path / "odd.jsonl", [odd, record("clips/1.wav", id=1)])
     out = tmp_path / "out"
     status, _, err = run("build", tmp_path / "odd.jsonl", out, "--engine", picky.url)
@@ -199,6 +198,19 @@ def test_what_the_engine_says_when_it_does_not_start_is_told_in_a_line_or_two(
     told = err.splitlines()
     assert any("no weights here" in line for line in told[-3:]), err
     assert "Traceback" not in err
+
+
+def test_a_check_hears_the_clips_and_needs_neither_engine_nor_server(
+    manifest: Path, alone: dict[str, str]
+):
+    status, out, err = run("check", manifest, env=alone)
+    assert status == 1, err
+    assert "silent  1" in out
+    assert "row 6: " in out
+    status, out, _ = run("check", manifest, "--silence", "keep", "--sample", "3", env=alone)
+    assert status == 0
+    assert "3 of 7 that could be asked" in out
+    assert processes_of(alone["PREFECT_HOME"]) == []
 
 
 def test_a_prefect_server_that_is_not_there_is_told(

@@ -1,0 +1,93 @@
+"""A build's memory does not grow with its manifest.
+
+What counts: the peak RSS of the process that runs the flow, as the kernel kept it, plus that of
+each of its decode workers. The engine and Prefect's server are processes of others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workbench import record, tone, write_clip, write_manifest
+
+if TYPE_CHECKING:
+    from workbench import StandIn
+
+ROOT = Path(__file__).parents[2]
+QUESTIONS_PER_CLIP = 40
+ALLOWED_RATIO = 1.10
+
+BUILD = """
+import resource, sys
+from earwitness.settings import EngineSettings, LayoutSettings
+from flows.build_dataset import build_dataset
+manifest, output, url = sys.argv[1:]
+counts = build_dataset(
+    manifest,
+    output,
+    engine=EngineSettings(url=(url,)),
+    layout=LayoutSettings(),
+)
+print(counts["generated"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def descendants(pid: int) -> set[int]:
+    found: set[int] = set()
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            listed = {int(child) for child in children.read_text().split()}
+        except OSError:
+            continue  # that thread has ended
+        found |= listed.union(*map(descendants, listed))
+    return found
+
+
+def peak_kib(pid: int) -> int:
+    """The most memory a process ever had resident; 0 when it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line), 0)
+
+
+def build_peaks(folder: Path, rows: int, engine: str) -> dict[str, int]:
+    """Build in a process of its own; the peaks in KiB of it and of all its workers."""
+    lines = [
+        record(f"clips/{row // QUESTIONS_PER_CLIP}.wav", f"What is it ({row})?", id=row)
+        for row in range(rows)
+    ]
+    manifest = write_manifest(folder / f"{rows}.jsonl", lines)
+    command = [sys.executable, "-c", BUILD, str(manifest), str(folder / f"out-{rows}"), engine]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    workers: dict[int, int] = {}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
+        while process.poll() is None:
+            for pid in descendants(process.pid):
+                workers[pid] = max(peak_kib(pid), workers.get(pid, 0))
+            time.sleep(0.1)
+        assert process.stdout is not None
+        generated, main = map(int, process.stdout.read().split()[-2:])
+    assert generated == rows
+    return {"main": main, "workers": sum(workers.values())}
+
+
+def test_ten_times_the_records_take_no_more_memory(
+    tmp_path: Path, prefect_server: str, stand_in: StandIn
+) -> None:
+    assert prefect_server
+    many, few = 20_000, 2_000
+    for number in range(many // QUESTIONS_PER_CLIP):
+        write_clip(tmp_path / f"clips/{number}.wav", tone(200 + number))
+    peaks = {rows: build_peaks(tmp_path, rows, stand_in.url) for rows in (few, many)}
+    ratios = {part: round(peaks[many][part] / peaks[few][part], 3) for part in peaks[few]}
+    told = json.dumps({**peaks, "ratios": ratios})
+    print(told)  # noqa: T201 - shown where the test fails, and with -s
+    assert max(ratios.values()) <= ALLOWED_RATIO, told

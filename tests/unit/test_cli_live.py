@@ -1,0 +1,62 @@
+"""What a build says while it runs, where there is no terminal and where there is one."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+from rich.console import Console
+
+from cli.live import View
+from earwitness.progress import (
+    Advanced,
+    EngineReady,
+    EngineStarting,
+    Planned,
+    Planning,
+    Published,
+    tell,
+)
+
+
+def told(*, terminal: bool) -> tuple[str, View]:
+    out = io.StringIO()
+    view = View(Console(file=out, force_terminal=terminal, width=120, highlight=False))
+    with view:
+        tell(Planning(5_000))
+        tell(Planned("night-1", 12_000, 2, resumed=True))
+        tell(EngineStarting("some-model", "/tmp/engine.log"))
+        tell(EngineReady(41.2))
+        tell(Advanced(generated=7, reused=2, rejected=1))
+        logging.getLogger("earwitness.engine").warning("the engine died")
+        tell(Published("night-1"))
+    tell(Advanced(generated=1))
+    return out.getvalue(), view
+
+
+def test_without_a_terminal_it_says_plain_lines():
+    text, _ = told(terminal=False)
+    assert "\x1b" not in text
+    assert "build night-1 (continued): 12,000 rows in 2 shards" in text
+    assert "starting the engine: some-model (its output: /tmp/engine.log)" in text
+    assert "the engine answers after 41 s" in text
+    assert "warning: the engine died" in text
+
+
+def test_on_a_terminal_the_bar_counts_rows():
+    text, _ = told(terminal=True)
+    assert "7 generated, 2 reused, 1 rejected" in text
+
+
+def test_it_listens_only_while_it_is_open():
+    _, view = told(terminal=False)
+    assert (view.tally.done, view.tally.generated) == (10, 7)
+
+
+def test_rows_told_twice_never_make_more_than_there_are():
+    out = io.StringIO()
+    with View(Console(file=out)) as view:
+        tell(Planned("b", 3, 1, resumed=False))
+        tell(Advanced(generated=3))
+        tell(Advanced(generated=2))
+    assert view.tally.done == 3

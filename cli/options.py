@@ -29,13 +29,8 @@ _FLAGS: dict[Path, str] = {
 _NO_OPTION: frozenset[Path] = frozenset({("manifest",), ("output",), ("engine", "vllm_args")})
 """Arguments, and what follows `--`."""
 
-_VLLM_HELP = "As in vLLM."
-"""Help of the settings that need no word: those that are vLLM's own."""
-
 _HELP: dict[Path, str] = {
     ("build",): "Id of the build to make or continue. Default: chosen as said above.",
-    ("engine", "start_timeout_s"): "How long the engine may take to start.",
-    ("layout", "formats"): "Formats of the data files.",
 }
 """Help where the field's docstring is not made for the command line."""
 
@@ -208,7 +203,7 @@ def _of(model: type[BaseModel], prefix: Path) -> Iterable[Option]:
                 flag=_FLAGS.get(path, f"--{name.replace('_', '-')}"),
                 kind=_kind(kind, path),
                 default=_default(field.get_default(), path),
-                help=_help(_HELP.get(path) or field.description or _VLLM_HELP),
+                help=_help(_HELP.get(path) or field.description or ""),
                 panel=_PANELS[path[0]],
             )
 

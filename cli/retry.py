@@ -58,6 +58,8 @@ def retry(
     source = _source(output, build, with_reason=bool(reason))
     settings = source.plan.settings.model_dump(mode="json")
     base = {**settings, "max_rejected": source.gates.max_rejected, "build": None}
+    if source.plan.model["kind"] == "hub":  # its branch may have moved since
+        base["engine"] = {**settings["engine"], "revision": source.plan.model["version"]}
     checked = make_settings(merge(base, given), None)
     target = build_to_retry(source, reason) if reason else source
     run_build(checked, target, rows_too=rows_too)

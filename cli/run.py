@@ -11,9 +11,9 @@ import typer
 
 from cli.live import View
 from cli.main import DEBUG_VARIABLE
-from cli.server import prefect_api, quiet_prefect
 from cli.stopping import INTERRUPTED, StoppedError, stoppable
 from cli.tables import print_rows, print_summary
+from deployments.temporary_server import prefect_api, quiet_prefect
 from earwitness.build.layout import Counts
 from earwitness.build.lease import lease
 from earwitness.errors import EarwitnessError

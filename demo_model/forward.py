@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 FFT, HOP = 400, 160
 _PADDING_FRAMES = 6
+_MOST_FRAMES = 3000
+"""30 s: as far as the encoder's positions reach."""
 
 
 def token_count(samples: int) -> int:
@@ -52,7 +54,7 @@ def log_mel(clips: Sequence[NDArray[np.float32]]) -> torch.Tensor:
         Clips by 128 mel bands by frames.
     """
     frames = math.ceil(max(map(len, clips)) / HOP) + _PADDING_FRAMES
-    frames += -frames % 4
+    frames = min(frames + -frames % 4, _MOST_FRAMES)
     waves = np.zeros((len(clips), frames * HOP), dtype=np.float32)
     for wave, clip in zip(waves, clips, strict=True):
         wave[: len(clip)] = clip

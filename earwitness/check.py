@@ -8,9 +8,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from earwitness.build.batch import Batch, ClipState, RowState
+from earwitness.build.plan import linted_rows
 from earwitness.build.stages import decode_batch, fetch_batch, validate_batch
-from earwitness.errors import ManifestError
-from earwitness.manifest.clips import audio_root_hint
 from earwitness.manifest.fields import SchemaBuilder
 from earwitness.manifest.lint import Linter, lint_rules
 from earwitness.manifest.reader import open_manifest
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 _EXAMPLES = 3
 _ROWS_AT_ONCE = 64
-_HINT_ROWS = 20
 _TELL_EVERY_ROWS = 5_000
 
 
@@ -169,27 +167,6 @@ def _planned(settings: BuildSettings) -> Iterator[PlannedRow]:
     linter = Linter(lint_rules(settings, settings.question))
     with open_manifest(settings.manifest, max_line_bytes=settings.input.max_line_bytes) as source:
         fields = SchemaBuilder(source.schema)
-        first: list[PlannedRow] = []
-        for line in source:
-            planned = linter.lint(line)
-            if planned.rejection is None and planned.record is not None:
-                fields.add(planned.record, len(line.text or b""))
-            if len(first) < _HINT_ROWS:
-                first.append(planned)
-                if len(first) == _HINT_ROWS:
-                    _hint(first, settings)
+        for planned, _ in linted_rows(source, linter, fields, settings):
             yield planned
-        if len(first) < _HINT_ROWS:
-            _hint(first, settings)
         fields.finish()
-
-
-def _hint(rows: list[PlannedRow], settings: BuildSettings) -> None:
-    paths: list[str] = []
-    for planned in rows:
-        audio = (planned.record or {}).get(settings.input.audio_column)
-        named = audio if isinstance(audio, list) else [audio]
-        paths += [path for path in named if isinstance(path, str)]
-    hint = audio_root_hint(paths, settings.input.audio_root or "")
-    if hint is not None:
-        raise ManifestError(hint)

@@ -77,6 +77,8 @@ class Runtime:
         self._memory: dict[tuple[str, int], ShardMemory] = defaultdict(ShardMemory)
         self._pool: DecodePool | None = None
         self._pool_lock = threading.Lock()
+        self._closing = threading.Lock()
+        self._closed = False
         self.fetcher: ClipFetcher = self.run(_in_loop(ClipFetcher))
         self.engine: Engine = self.run(
             _in_loop(
@@ -136,9 +138,11 @@ class Runtime:
             task.cancel()
 
     def close(self) -> None:
-        """Stop the engine and the workers, remove scratch. Safe to call twice."""
-        if not self._thread.is_alive():
-            return
+        """Stop the engine and the workers, remove scratch. Safe to call twice, from any thread."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
         try:
             self.run(self._close_inside())
         finally:

@@ -86,10 +86,13 @@ class SamplingSettings(_Model):
     """How answers are sampled; field names are vLLM's."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.3
+    """How freely words are chosen; 0: always the likeliest."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Choose among the likeliest words that together reach this probability."""
     top_k: Annotated[int, Field(ge=-1)] = -1
-    """-1 or 0: no limit."""
+    """Choose among this many likeliest words; -1 or 0: no limit."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Above 1: words said before become less likely."""
     seed: int = 0
     """Each request's own seed derives from this and from what is asked."""
 
@@ -104,14 +107,21 @@ class EngineSettings(_Model):
     hub_cache: str | None = None
     """Folder of the hub's cache. Default: the hub's own."""
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """GPUs that share one copy of the model."""
     data_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """Copies of the model on this machine."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of each GPU's memory vLLM takes. Default: vLLM's."""
     max_model_len: Annotated[int, Field(ge=1)] | None = None
+    """Longest context in tokens, question and answer together. Default: the model's."""
     max_num_seqs: Annotated[int, Field(ge=1)] = 128
     """Requests the engine answers at once; about 1.1 times as many are kept in flight."""
     dtype: str | None = None
+    """Number format of the weights (`float32`, `bfloat16`, …). Default: the model's."""
     quantization: str | None = None
+    """How the weights are quantized. Default: what the model says."""
     chat_template: str | None = None
+    """File with a chat template instead of the model's own, or the template itself."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Off unless asked for."""
     api_server_count: Annotated[int, Field(ge=1)] | None = None
@@ -123,6 +133,7 @@ class EngineSettings(_Model):
     command: tuple[str, ...] = ()
     """Another command to start instead of `vllm serve`; it gets the same flags."""
     start_timeout_s: Annotated[float, Field(gt=0)] = 1800
+    """How long the engine may take to start."""
     request_timeout_s: Annotated[float, Field(gt=0)] = 600
     """A request unanswered for this long is given up (a transient rejection)."""
     max_restarts: Annotated[int, Field(ge=0)] = 5
@@ -135,6 +146,7 @@ class LayoutSettings(_Model):
     name: str | None = None
     """First part of the build's id. Default: the output's last folder."""
     formats: Annotated[tuple[Format, ...], Field(min_length=1)] = (Format.PARQUET, Format.JSONL)
+    """Formats data files are written in."""
     answer_column: str = "answer"
     """Field the answer is written to."""
     provenance_column: str = "earwitness"
@@ -202,6 +214,8 @@ class BuildSettings(_Model):
                 "max_rejected": True,
                 "engine": {
                     "url",
+                    # the commit it stood for is in the model's identity
+                    "revision",
                     "hub_cache",
                     "tensor_parallel_size",
                     "data_parallel_size",

@@ -16,7 +16,7 @@ from tasks.telling import told
 def resolve(build: str, shard: int) -> Resolved:
     """Stat the shard's clips, look up the cache, cut the rest into batches."""
     found = resolve_shard(current(), Build.at(build), shard)
-    tell(Advanced(reused=found.reused, rejected=found.rejected))
+    tell(Advanced(found.generated, found.reused, found.rejected))
     whole = not found.batches and not found.finished and found.reused > 0
     message = f"{found.reused:,} of {found.rows:,} answers reused, {found.rejected:,} rejected"
     return told(

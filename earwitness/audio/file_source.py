@@ -9,11 +9,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from earwitness.addresses import local_path
 from earwitness.audio.sink import CHUNK_BYTES
 from earwitness.audio.source import Found, bad_uri, missing, raise_ours
 from earwitness.errors import BadRecordError, StorageUnavailableError
 from earwitness.records import Stage, Stamp
-from earwitness.storage import filesystem, local_path, stamp_of, translated
+from earwitness.storage import filesystem, stamp_of, translated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

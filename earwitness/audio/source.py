@@ -8,9 +8,10 @@ import random
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 from urllib.parse import urlsplit
 
+from earwitness.addresses import split_protocol
 from earwitness.errors import BadRecordError, StorageUnavailableError
 from earwitness.records import Reason, Rejection, Stage, Stamp
-from earwitness.storage import split_protocol, translate_error
+from earwitness.storage import translate_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

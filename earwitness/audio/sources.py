@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
+from earwitness.addresses import split_protocol
 from earwitness.audio.file_source import AnySource, FileSource
-from earwitness.storage import split_protocol
 
 if TYPE_CHECKING:
     from earwitness.audio.source import ClipSource

@@ -188,11 +188,21 @@ class _Worker:
         ours, theirs = context.Pipe()
         with theirs:
             process = ForkServerProcess(target=_serve, args=(theirs,), daemon=True)
-            with _launching, _main_hidden():
+            with _launching, _main_hidden(), _interrupt_blocked():
                 context.set_forkserver_preload(["earwitness.audio.preload"])
                 process.start()
         self._process, self._pipe = process, ours
         return ours
+
+
+@contextmanager
+def _interrupt_blocked() -> Iterator[None]:
+    """Start what inherits a blocked SIGINT: Ctrl-C is for the owner, who ends it all anyway."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(pipe: Connection) -> None:

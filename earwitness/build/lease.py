@@ -36,8 +36,8 @@ def lease(build: Build) -> Iterator[None]:
     Raises:
         BuildBusyError: Another living process holds the build.
     """
-    holder = _read(build)
-    if holder is not None and _alive(holder):
+    holder = lease_holder(build)
+    if holder is not None:
         raise BuildBusyError(
             f"{build.id} is being built by process {holder['pid']} on {holder['host']}; "
             "wait for it, or start another build with --new"
@@ -60,6 +60,12 @@ def lease(build: Build) -> Iterator[None]:
         held = _read(build)
         if held is not None and held["token"] == mine["token"]:
             build.store.delete([_PATH])
+
+
+def lease_holder(build: Build) -> dict[str, Any] | None:
+    """The living process that holds a build: its `host`, `pid` and more; None: nobody."""
+    holder = _read(build)
+    return holder if holder is not None and _alive(holder) else None
 
 
 def _keep(build: Build, mine: dict[str, Any], stop: threading.Event) -> None:

@@ -105,8 +105,7 @@ def plan_build(
     size = settings.layout.shard_rows
     with open_manifest(settings.manifest, max_line_bytes=settings.input.max_line_bytes) as source:
         fields = SchemaBuilder(source.schema)
-        rows = _linted(source, linter, fields)
-        rows = _with_hint(rows, settings)
+        rows = linted_rows(source, linter, fields, settings)
         shards: list[ShardPlan] = []
         while (shard := _write_shard(build, len(shards), islice(rows, size))) is not None:
             shards.append(shard)
@@ -155,6 +154,24 @@ def copy_plan(source: Build, target: Build, planned_at: datetime, gates: Gates) 
     target.set_gates(gates)
     target.store.write_bytes("plan.json", plan.to_bytes())
     return plan
+
+
+def linted_rows(
+    source: ManifestSource, linter: Linter, fields: SchemaBuilder, settings: BuildSettings
+) -> Iterator[tuple[PlannedRow, bytes]]:
+    """The manifest's rows as they will be planned, each with its line for the plan.
+
+    Args:
+        source: The opened manifest.
+        linter: Judges the lines.
+        fields: Told of every record that is not rejected.
+        settings: The build's settings, resolved.
+
+    Raises:
+        ManifestError: The manifest cannot be read, or its clips are named relative to the working
+            directory.
+    """
+    return _with_hint(_linted(source, linter, fields), settings)
 
 
 def _linted(

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from earwitness.addresses import absolute_uri, parent_uri
 from earwitness.engine.client import Engine
 from earwitness.errors import SettingsError
 from earwitness.identity import ModelIdentity, identify_model
 from earwitness.settings import QUESTIONS, BuildSettings
-from earwitness.storage import absolute_uri, parent_uri
 
 _PATIENCE_S = 30.0
 """How long a given engine may take to say what it serves, before anything is planned."""

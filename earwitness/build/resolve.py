@@ -52,7 +52,8 @@ class Resolved:
     Attributes:
         rows: Records of the shard.
         reused: Of them, answers that were in the cache.
-        rejected: Of them, rejected already (by the plan, or remembered).
+        rejected: Of them, rejected already (by the plan, remembered, or by an earlier attempt).
+        generated: Of them, answered by an earlier attempt at this shard.
         finished: Batches whose segment exists from an earlier attempt.
         batches: Batches to do.
     """
@@ -60,6 +61,7 @@ class Resolved:
     rows: int
     reused: int
     rejected: int
+    generated: int = 0
     finished: list[BatchRef] = field(default_factory=list)
     batches: list[BatchRef] = field(default_factory=list)
 
@@ -165,11 +167,13 @@ def _resume(runtime: Runtime, build: Build, shard: int) -> Resolved:
     parts: list[list[int]] = json.loads(build.store.read_bytes(f"{work}/batches.json"))
     finished: dict[int, BatchRef] = {}
     asked: dict[int, bool] = {}
+    answered = 0
     for path in segment_paths(build, shard):
         number, digest = path.rpartition("/")[2].removesuffix(".parquet").split("-")[1:]
         segment = Segment(build, path)
         rows = list(segment.settled())
         finished[int(number)] = BatchRef(build.uri, shard, int(number), len(rows), digest)
+        answered += segment.answered
         for row, stands in rows:
             asked[row] = asked.get(row, False) or stands
     again = sorted(row for row, stands in asked.items() if not stands)
@@ -178,7 +182,9 @@ def _resume(runtime: Runtime, build: Build, shard: int) -> Resolved:
     for count, start in enumerate(range(0, len(again), size), start=1):
         todo[last + count] = again[start : start + size]
     refs = _gather(runtime, BatchRef(build.uri, shard, 0, 0), read_shard(build, shard), todo)
-    return _resolved(build, shard, list(finished.values()), refs)
+    found = _resolved(build, shard, list(finished.values()), refs)
+    refused = sum(asked.values()) - answered
+    return replace(found, generated=answered, rejected=found.rejected + refused)
 
 
 def _resolved(
@@ -187,7 +193,7 @@ def _resolved(
     found = Segment(build, f"{work_path(shard)}/resolved.parquet")
     planned = build.plan.shards[shard]
     rejected = planned.rejected + found.rejected
-    return Resolved(planned.rows, found.answered, rejected, finished, batches)
+    return Resolved(planned.rows, found.answered, rejected, 0, finished, batches)
 
 
 def _gather(

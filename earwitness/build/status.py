@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from earwitness.build.layout import Counts
-from earwitness.build.lease import _alive, _read
+from earwitness.build.lease import lease_holder
 from earwitness.build.show import open_outcomes
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def build_status(build: Build) -> Status:
 
 
 def _holder(build: Build) -> str:
-    held = _read(build)
-    if held is None or not _alive(held):
+    held = lease_holder(build)
+    if held is None:
         return ""
     return f"process {held['pid']} on {held['host']}"
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING, Protocol
 
 from earwitness.errors import EarwitnessError, EngineStartError, EngineUnavailableError
+from earwitness.progress import EngineReady, EngineStarting, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -121,8 +123,13 @@ class ServerKeeper:
         Raises:
             EngineStartError: It does not come up.
         """
-        lane = self._lanes.all[0]
+        await self._bring_up(self._lanes.all[0])
+
+    async def _bring_up(self, lane: Lane) -> None:
+        began_s = time.monotonic()
+        tell(EngineStarting(self.server.model, str(self.server.log_path)))
         lane.address = await self.server.start()
+        tell(EngineReady(time.monotonic() - began_s))
         self._lanes.mark_up(lane)
 
     async def died(self, lane: Lane) -> bool:
@@ -167,11 +174,10 @@ class ServerKeeper:
             _log.warning("the engine died and is started again: %s", words)
             await asyncio.sleep(self._pause_s(tries))
             try:
-                lane.address = await self.server.start()
+                await self._bring_up(lane)
             except EngineStartError:
                 failed_starts += 1
                 continue
-            self._lanes.mark_up(lane)
             return
 
     def _pause_s(self, tries: int) -> float:

@@ -139,7 +139,8 @@ def _cores() -> list[int]:
     return sorted(os.sched_getaffinity(0))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
@@ -175,7 +176,7 @@ class EngineServer:
             Path(tempfile.gettempdir()) / f"earwitness-engine-{os.getpid()}.log"
         )
         self._settings = settings
-        self._model = model
+        self.model = model
         self._scratch = scratch
         self._clips_per_prompt = clips_per_prompt
         self._api_key = secrets.token_urlsafe(24)
@@ -198,7 +199,7 @@ class EngineServer:
             await self.stop()
             tries += 1
             try:
-                return await self._start_at(_free_port())
+                return await self._start_at(free_port())
             except EngineStartError:
                 # between our look and its start someone else may have taken the port
                 taken = _PORT_TAKEN in self._log_since_start().lower()
@@ -242,14 +243,14 @@ class EngineServer:
             await asyncio.shield(asyncio.to_thread(guarded.stop))
 
     def _check_folder(self) -> None:
-        is_path = self._model.startswith(("/", "./", "../", "~"))
-        if is_path and not self._settings.command and not Path(self._model).is_dir():
-            raise EngineStartError(f"there is no model folder {self._model}")
+        is_path = self.model.startswith(("/", "./", "../", "~"))
+        if is_path and not self._settings.command and not Path(self.model).is_dir():
+            raise EngineStartError(f"there is no model folder {self.model}")
 
     async def _start_at(self, port: int) -> EngineAddress:
         command, env = serve_command(
             self._settings,
-            self._model,
+            self.model,
             scratch=self._scratch,
             port=port,
             api_key=self._api_key,

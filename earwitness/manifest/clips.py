@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from earwitness.addresses import join_uri, split_protocol
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason, Rejection, Stage
-from earwitness.storage import join_uri, split_protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from earwitness.addresses import parent_uri
 from earwitness.errors import BadRecordError
 from earwitness.manifest.clips import ClipResolver
 from earwitness.manifest.conversation import render
@@ -16,7 +17,6 @@ from earwitness.manifest.fields import CollisionCheck
 from earwitness.manifest.parse import parse_record
 from earwitness.manifest.planned import plan_line
 from earwitness.records import PlannedRow
-from earwitness.storage import parent_uri
 
 if TYPE_CHECKING:
     from earwitness.manifest.reader import RawLine

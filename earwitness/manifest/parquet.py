@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from earwitness.addresses import local_path, split_protocol
 from earwitness.errors import ManifestError
 from earwitness.manifest.columns import from_arrow_column
 from earwitness.manifest.reader import ManifestSource, RawLine
 from earwitness.records import Reason, Rejection, Stage
-from earwitness.storage import local_path, split_protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

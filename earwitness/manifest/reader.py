@@ -6,10 +6,11 @@ import hashlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, Self, cast
 
+from earwitness.addresses import split_protocol
 from earwitness.errors import EarwitnessError, ManifestError, StorageUnavailableError
 from earwitness.manifest.unpack import magic_of, split_lines, unpacked
 from earwitness.records import Reason, Rejection, Stage
-from earwitness.storage import filesystem, split_protocol, stamp_of, translate_error
+from earwitness.storage import filesystem, stamp_of, translate_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -100,7 +100,7 @@ def test_the_second_run_starts_no_engine_and_publishes_the_same_bytes(first, ear
 
 
 def test_two_workers_on_s3_write_the_bytes_of_one_worker_on_disk(
-    first, earwitness_build, s3_bucket, home: Path
+    first, earwitness_build, s3_bucket
 ):
     output, _ = first
     bucket, environment = s3_bucket

@@ -74,7 +74,7 @@ def test_every_line_is_in_exactly_one_shard_in_order(manifest: Path):
 
 def test_a_malformed_line_is_a_rejected_row(manifest: Path):
     build = planned(manifest)
-    bad = list(read_shard(build, 1))[0]
+    bad = next(iter(read_shard(build, 1)))
     assert bad.rejection is not None
     assert bad.rejection.reason is Reason.MALFORMED_LINE
     assert [shard.rejected for shard in build.plan.shards] == [0, 1, 0]

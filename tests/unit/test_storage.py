@@ -10,17 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from earwitness.addresses import absolute_uri, join_uri, parent_uri, split_protocol
 from earwitness.errors import CredentialsError, FatalError, StorageUnavailableError
-from earwitness.storage import (
-    Store,
-    absolute_uri,
-    filesystem,
-    join_uri,
-    parent_uri,
-    split_protocol,
-    stamp_of,
-    translate_error,
-)
+from earwitness.storage import Store, filesystem, stamp_of, translate_error
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from earwitness.engine.guardian import start_guarded
+from earwitness.engine.server import free_port
 from earwitness.errors import FatalError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def prefect_api(meanwhile: Callable[[], None] = lambda: None) -> Iterator[str]:
 
 @contextmanager
 def _own_server(meanwhile: Callable[[], None]) -> Iterator[str]:
-    port = _free_port()
+    port = free_port()
     address = f"http://127.0.0.1:{port}/api"
     with tempfile.TemporaryDirectory(prefix="earwitness-prefect-") as folder:
         log = Path(folder) / "server.log"
@@ -155,9 +155,3 @@ def _flush() -> None:
 
     APILogWorker.drain_all(timeout=5)
     EventsWorker.drain_all(timeout=5)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from earwitness.progress import (
     Advanced,
+    Closed,
     EngineReady,
     EngineStarting,
     Planned,
@@ -72,6 +73,7 @@ class View:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self.tally = Tally()
+        self.closed = Closed(0, 0)
         self._lock = threading.Lock()
         self._unlisten: Callable[[], None] = lambda: None
         self._warnings = _Warnings(self)
@@ -144,6 +146,8 @@ class View:
             self._advance(event)
         elif isinstance(event, Published):
             self._show_rows(final=True)
+        elif isinstance(event, Closed):
+            self.closed = event
 
     def _advance(self, event: Advanced) -> None:
         self.tally.generated += event.generated

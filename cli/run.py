@@ -52,7 +52,7 @@ def run_build(settings: BuildSettings, build: Build, *, rows_too: bool | None = 
         raise
     if rows_too or (rows_too is None and counts.rows <= PRINTED_ROWS):
         print_rows(build)
-    print_summary(build, counts)
+    print_summary(build, counts, view.closed)
 
 
 def _run(settings: BuildSettings, build: Build, view: View) -> Counts:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from earwitness.build.layout import Build, Counts
     from earwitness.build.show import RowResult
+    from earwitness.progress import Closed
     from earwitness.records import PlannedRow
 
 _SECONDS_AN_HOUR = 3600
@@ -25,7 +26,7 @@ def output() -> Console:
     return Console(highlight=False)
 
 
-def print_summary(build: Build, counts: Counts) -> None:
+def print_summary(build: Build, counts: Counts, closed: Closed) -> None:
     """The closing table of a build."""
     lines: list[tuple[str, str]] = [
         ("rows", f"{counts.rows:,}"),
@@ -40,6 +41,9 @@ def print_summary(build: Build, counts: Counts) -> None:
     lines.append(("audio", duration(counts.audio_s)))
     lines.append(
         ("tokens", f"{counts.prompt_tokens:,} asked, {counts.completion_tokens:,} answered")
+    )
+    lines.append(
+        ("this run", f"{closed.engine_requests:,} engine requests, {closed.downloads:,} downloads")
     )
     print_table(lines)
     console = output()

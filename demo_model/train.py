@@ -47,7 +47,7 @@ POOL = 8
 HELP_WEIGHT = 0.3
 HELP_STEPS = 1200
 """The auxiliary heads' weight falls to nothing by this step."""
-DECAY_STEPS = 700
+DECAY_STEPS = 1150
 """The learning rate is constant, then falls evenly in so many last steps."""
 CHECK_EVERY = 250
 
@@ -279,7 +279,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, metavar="OUT", help="where the model goes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3300)
+    parser.add_argument("--steps", type=int, default=2400)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     run = new_run(arguments.steps, arguments.seed)

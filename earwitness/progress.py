@@ -57,7 +57,15 @@ class Published:
     build: str
 
 
-Event = Planning | Planned | EngineStarting | EngineReady | Advanced | Published
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """What this process asked of others, told once at its end."""
+
+    engine_requests: int
+    downloads: int
+
+
+Event = Planning | Planned | EngineStarting | EngineReady | Advanced | Published | Closed
 
 _listeners: list[Callable[[Event], None]] = []
 

@@ -22,6 +22,7 @@ from earwitness.audio.workers import DecodePool
 from earwitness.engine.client import Engine
 from earwitness.errors import FatalError
 from earwitness.heap import bound_heap
+from earwitness.progress import Closed, tell
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -64,6 +65,9 @@ class Runtime:
     Args:
         settings: The build's settings, resolved.
         model: The name requests are sent under; None: whatever given engines serve.
+
+    Attributes:
+        downloads: Clips fetched so far.
     """
 
     def __init__(self, settings: BuildSettings, model: str | None) -> None:
@@ -79,6 +83,7 @@ class Runtime:
         self._pool_lock = threading.Lock()
         self._closing = threading.Lock()
         self._closed = False
+        self.downloads = 0
         self.fetcher: ClipFetcher = self.run(_in_loop(ClipFetcher))
         self.engine: Engine = self.run(
             _in_loop(
@@ -143,6 +148,7 @@ class Runtime:
             if self._closed:
                 return
             self._closed = True
+        tell(Closed(self.engine.requests_sent, self.downloads))
         try:
             self.run(self._close_inside())
         finally:

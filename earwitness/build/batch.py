@@ -231,6 +231,13 @@ class Segment:
         for row, reason in zip(itertools.chain(*self.rows), self._reasons, strict=True):
             yield row, reason not in TRANSIENT_REASONS
 
+    def keys(self) -> list[str]:
+        """Cache keys of the rows whose outcome stands."""
+        with self._build.store.open(self._path) as file:
+            keys = pq.ParquetFile(file).read(["cache_key"])["cache_key"].to_pylist()
+        settled = zip(keys, self.settled(), strict=True)
+        return [key for key, (_, stands) in settled if key and stands]
+
     def read_group(self, group: int) -> list[Decided]:
         """The decided rows of one row group."""
         with self._build.store.open(self._path) as file:

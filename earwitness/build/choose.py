@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from earwitness.build.layout import Build
 from earwitness.build.plan import find_unpublished, manifest_stamp, plan_identity
-from earwitness.build.publish import latest_build
+from earwitness.build.publish import latest_build, latest_planned_at
 from earwitness.errors import BuildNotFoundError, SettingsError
 from earwitness.identity import build_id
 from earwitness.storage import Store
@@ -118,8 +118,4 @@ def build_ids(output: str) -> list[str]:
 
 def _overtaken(build: Build) -> bool:
     """True when a build planned later is published."""
-    latest = latest_build(build.output.root)
-    if not latest:
-        return False
-    published = Build(build.output.root, latest)
-    return published.plan.planned_at > build.plan.planned_at
+    return latest_planned_at(build.output.root) > build.plan.planned_at

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import earwitness
 from earwitness.build.layout import Build, Gates, ManifestFacts, Plan, ShardPlan, shard_path
+from earwitness.build.publish import latest_planned_at
 from earwitness.errors import BuildNotFoundError, ManifestError
 from earwitness.identity import question_digest
 from earwitness.manifest.clips import audio_root_hint
@@ -60,6 +61,7 @@ def find_unpublished(output: str, identity: str, stamp: str) -> Build | None:
     """
     if not stamp:
         return None
+    pointed = latest_planned_at(output)
     builds = sorted(Store(output).folders("builds"), key=_started, reverse=True)
     for name in builds[:_RESUMABLE_BUILDS]:
         build = Build(output, name)
@@ -67,7 +69,8 @@ def find_unpublished(output: str, identity: str, stamp: str) -> Build | None:
             plan = build.plan
         except (BuildNotFoundError, ValueError):
             continue  # killed before it was planned, or written by another version
-        if build.published:
+        # newer than what latest.json points at: killed before the pointer was moved
+        if build.published and plan.planned_at <= pointed:
             continue
         if plan.identity == identity and plan.manifest.stamp == stamp:
             return build

@@ -40,8 +40,7 @@ def publish_build(build: Build, engine_version: str = "") -> dict[str, Any]:
         TooManyRejectionsError: More rejections than the gates allow.
     """
     if build.published:
-        _point_at(build)
-        build.store.delete_folder("work")
+        _finish(build)
         return build.facts()
     receipts = _receipts(build)
     counts = sum((receipt.counts for receipt in receipts), Counts())
@@ -53,19 +52,27 @@ def publish_build(build: Build, engine_version: str = "") -> dict[str, Any]:
     build.outcomes.merge()
     build.sightings.merge()
     build.store.write_bytes("build.json", _pretty(facts))
-    _point_at(build)
-    build.store.delete_folder("work")
+    _finish(build)
     tell(Published(build.id))
     return facts
 
 
 def latest_build(output: str) -> str:
     """The id of the newest published build, or an empty string."""
+    return _latest(output)["build"]
+
+
+def latest_planned_at(output: str) -> str:
+    """When the newest published build was planned, or an empty string."""
+    return _latest(output)["planned_at"]
+
+
+def _latest(output: str) -> dict[str, str]:
     try:
-        pointer = json.loads(Store(output).read_bytes(LATEST))
+        pointer: dict[str, str] = json.loads(Store(output).read_bytes(LATEST))
     except FileNotFoundError:
-        return ""
-    return str(pointer["build"])
+        return {"build": "", "planned_at": ""}
+    return pointer
 
 
 def _receipts(build: Build) -> list[Receipt]:
@@ -144,6 +151,12 @@ def _facts(
             "python": platform.python_version(),
         },
     }
+
+
+def _finish(build: Build) -> None:
+    # the pointer last: a build killed before it was moved is found, and continued
+    build.store.delete_folder("work")
+    _point_at(build)
 
 
 def _point_at(build: Build) -> None:

@@ -165,6 +165,7 @@ def _resume(runtime: Runtime, build: Build, shard: int) -> Resolved:
     """Take up a shard whose batches were frozen by an earlier attempt."""
     work = work_path(shard)
     parts: list[list[int]] = json.loads(build.store.read_bytes(f"{work}/batches.json"))
+    memory = runtime.memory(build.uri, shard)
     finished: dict[int, BatchRef] = {}
     asked: dict[int, bool] = {}
     answered = 0
@@ -172,6 +173,7 @@ def _resume(runtime: Runtime, build: Build, shard: int) -> Resolved:
         number, digest = path.rpartition("/")[2].removesuffix(".parquet").split("-")[1:]
         segment = Segment(build, path)
         rows = list(segment.settled())
+        memory.answered.update(dict.fromkeys(map(bytes.fromhex, segment.keys()), path))
         finished[int(number)] = BatchRef(build.uri, shard, int(number), len(rows), digest)
         answered += segment.answered
         for row, stands in rows:

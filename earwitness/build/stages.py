@@ -92,10 +92,12 @@ async def _fetch_once(
         mine = asyncio.ensure_future(runtime.fetcher.fetch(uri, folder, limit))
         memory.fetches[uri] = mine
         try:
-            return await mine
+            fetched = await mine
         except BaseException:
             memory.fetches.pop(uri, None)
             raise
+        runtime.downloads += 1
+        return fetched
     fetched = await asyncio.shield(earlier)
     own = folder / fetched.sha256
     try:

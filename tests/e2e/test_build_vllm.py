@@ -89,9 +89,10 @@ def test_a_line_for_each_answer_and_each_rejection_is_printed(first):
 def test_the_second_run_starts_no_engine_and_publishes_the_same_bytes(first, earwitness_build):
     output, _ = first
     before = facts(output)
-    earwitness_build(
+    printed = earwitness_build(
         "examples/manifest.jsonl", output, "--model", str(MODEL), "--command", "/bin/false"
     )
+    assert "0 engine requests, 0 downloads" in printed
     after = facts(output)
     assert after["build"] != before["build"]
     assert after["counts"]["reused"] == GOOD_ROWS

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -22,14 +23,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
-from workbench import CREDENTIALS, Published, S3Server, record, tone, write_clip, write_manifest
-
-from earwitness.engine.standin import VERSION
+from workbench import (
+    CREDENTIALS,
+    Published,
+    StandIn,
+    record,
+    tone,
+    write_clip,
+    write_manifest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from workbench import StandIn
+    from workbench import S3Server
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 180
@@ -212,78 +219,68 @@ def segments(output: Path, shard: int = 0) -> int:
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("dataset"))
-
-
-@pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
-    from workbench import StandIn
-
     server = StandIn(tmp_path_factory.mktemp("engine") / "log", *ENGINE)
     yield server
     server.stop()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(
-    manifest: Path,
-    engine: StandIn,
-    prefect_server: str,  # noqa: ARG001 - commands find its address in the environment
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    output = tmp_path_factory.mktemp("undisturbed") / "out"
-    before = engine.asked()
-    finish(manifest, output, "--engine", engine.url, *LAYOUT)
-    assert engine.asked() - before == UNIQUE
-    return output
-
-
 @dataclass
-class Bucket:
+class Lake:
     """The dataset on object storage, behind a gate."""
 
     gate: Gate
     env: dict[str, str]
     folder: Path
+    engine: StandIn
 
-    def words(self, engine: StandIn) -> tuple[Any, ...]:
+    def words(self, output: str) -> tuple[Any, ...]:
         uri = f"s3://{self.folder.name}"
-        return (f"{uri}/m.jsonl", f"{uri}/out", "--engine", engine.url, *LAYOUT)
+        return (f"{uri}/m.jsonl", f"{uri}/{output}", "--engine", self.engine.url, *LAYOUT)
 
 
-@pytest.fixture
-def bucket(s3_server: S3Server) -> Iterator[Bucket]:
-    folder = s3_server.folder / f"kills-{uuid.uuid4().hex[:8]}"
+@pytest.fixture(scope="module")
+def lake(
+    s3_server: S3Server,
+    engine: StandIn,
+    prefect_server: str,  # noqa: ARG001 - commands find its address in the environment
+) -> Iterator[Lake]:
+    folder = s3_server.folder / "kills"
     write_dataset(folder)
     host, _, port = s3_server.url.removeprefix("http://").partition(":")
     with Gate((host, int(port))) as gate:
         key, secret = CREDENTIALS
         aws = {"AWS_ENDPOINT_URL": gate.url, "AWS_DEFAULT_REGION": "us-east-1"}
         keys = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
-        yield Bucket(gate, {**os.environ, **aws, **keys}, folder)
+        yield Lake(gate, {**os.environ, **aws, **keys}, folder, engine)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lake: Lake) -> Path:
+    before = lake.engine.asked()
+    finish(*lake.words("undisturbed"), env=lake.env)
+    assert lake.engine.asked() - before == UNIQUE
+    return lake.folder / "undisturbed"
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_killed_at_every_stage_it_ends_as_if_nothing_had_happened(
-    bucket: Bucket, engine: StandIn, undisturbed: Path, way: str
+    lake: Lake, undisturbed: Path, way: str
 ):
-    words, output = bucket.words(engine), bucket.folder / "out"
-    before = engine.asked()
-    said = ""
+    words, output = lake.words(way), lake.folder / way
+    before = lake.engine.asked()
     for moment, request in MOMENTS.items():
-        came = bucket.gate.hold(request)
-        killed = Run(*words, env=bucket.env).until(came)
-        assert killed.processes(), moment
-        if moment == "fetching":
-            assert engine.asked() == before
+        build = Run(*words, env=lake.env).until(lake.gate.hold(request))
+        asked = lake.engine.asked() - before
+        if moment in {"planning", "fetching"}:
+            assert asked == 0
         if moment == "generating":
-            assert 1 <= segments(output) < SHARD_ROWS / BATCH_ROWS
-            assert engine.asked() - before < UNIQUE
-        killed.kill(WAYS[way])
-        bucket.gate.open()
+            assert 0 < asked < UNIQUE
+            assert segments(output) > 0
+        build.kill(WAYS[way])
+        lake.gate.open()
         assert not (output / "latest.json").exists()
-    said = finish(*words, env=bucket.env)
+    said = finish(*words, env=lake.env)
 
     (planned,) = builds(output, "plan.json")
     assert builds(output, "build.json") == [planned] == [Published(output).folder.name]
@@ -291,4 +288,59 @@ def test_killed_at_every_stage_it_ends_as_if_nothing_had_happened(
     assert files(output) == files(undisturbed)
     assert facts(output)["counts"] == facts(undisturbed)["counts"]
     assert not (Published(output).folder / "work").exists()
-    assert engine.asked() - before <= UNIQUE + WINDOW * BATCH_ROWS
+    assert lake.engine.asked() - before <= UNIQUE + WINDOW * BATCH_ROWS
+
+
+def test_a_build_is_not_started_twice_at_once_and_ctrl_c_leaves_it_to_be_continued(
+    lake: Lake, undisturbed: Path
+):
+    words, output = lake.words("twice"), lake.folder / "twice"
+    before = lake.engine.asked()
+    first = Run(*words, env=lake.env).until(lake.gate.hold(MOMENTS["generating"]))
+    (planned,) = builds(output, "plan.json")
+    status, err = Run(*words, env=lake.env).end()
+    assert status == 1
+    assert f"error: {planned} is being built by process" in err.splitlines()[-1]
+
+    pressed = time.monotonic()
+    status, err = first.interrupt()
+    assert (status, err.splitlines()[-1].endswith("the same command continues")) == (130, True)
+    assert time.monotonic() - pressed < GONE_WITHIN_S
+    lake.gate.open()
+    assert f"build {planned} (continued)" in finish(*words, env=lake.env)
+    assert builds(output, "plan.json") == [planned]
+    assert files(output) == files(undisturbed)
+    assert lake.engine.asked() - before <= UNIQUE + WINDOW * BATCH_ROWS
+
+
+def test_a_build_with_an_engine_and_a_prefect_server_of_its_own_leaves_neither_behind(
+    tmp_path: Path,
+):
+    manifest = write_dataset(tmp_path)
+    scratch, model = tmp_path / "scratch", tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    home = {"PREFECT_HOME": str(tmp_path / "prefect"), "EARWITNESS_SCRATCH": str(scratch)}
+    ours = {name: text for name, text in os.environ.items() if not name.startswith("PREFECT_")}
+    env = {**ours, **home, "TMPDIR": str(scratch)}
+    command = shlex.join([sys.executable, "-m", "earwitness.engine.standin", *ENGINE])
+    engine = ("--model", model, "--command", command, *LAYOUT)
+    finish(manifest, tmp_path / "undisturbed", *engine, env=env)
+    assert list(scratch.iterdir()) == []
+
+    words, output = (manifest, tmp_path / "out", *engine), tmp_path / "out"
+    for shard, way in enumerate(WAYS):
+        build = Run(*words, env=env).until(lambda shard=shard: segments(output, shard) > 0)
+        running = " ".join(build.processes().values())
+        for part in ("engine.standin", "uvicorn", "guardian.py", "forkserver"):
+            assert part in running
+        build.kill(WAYS[way])
+    # what a kill leaves that comes while a file is written
+    (half,) = (path / "data" for path in (output / "builds").iterdir())
+    (half / ".tmp-0123456789ab").write_bytes(b"half a fi")
+    finish(*words, env=env)
+
+    assert len(builds(output, "plan.json")) == 1
+    assert files(output) == files(tmp_path / "undisturbed")
+    assert facts(output)["counts"] == facts(tmp_path / "undisturbed")["counts"]
+    assert list(scratch.iterdir()) == []

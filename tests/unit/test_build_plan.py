@@ -155,6 +155,8 @@ def test_another_build_is_not_continued(manifest: Path, change: str):
         manifest.write_text(manifest.read_text() + json.dumps(line(8)) + "\n")
     if change == "published":
         build.store.write_bytes("build.json", b"{}")
+        pointer = {"build": build.id, "planned_at": build.plan.planned_at}
+        build.output.write_bytes("latest.json", json.dumps(pointer).encode())
     if change == "unplanned":
         build.store.delete(["plan.json"])
     found = find_unpublished(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from earwitness.engine.guardian import start_guarded
 from earwitness.engine.server import free_port
 from earwitness.errors import FatalError
+from earwitness.runtime import scratch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,8 +95,8 @@ def prefect_api(meanwhile: Callable[[], None] = lambda: None) -> Iterator[str]:
 def _own_server(meanwhile: Callable[[], None]) -> Iterator[str]:
     port = free_port()
     address = f"http://127.0.0.1:{port}/api"
-    with tempfile.TemporaryDirectory(prefix="earwitness-prefect-") as folder:
-        log = Path(folder) / "server.log"
+    with scratch_folder() as folder:
+        log = folder / "server.log"
         server = start_guarded(_command(port), log_path=log, env=_ALONE)
         try:
             meanwhile()

@@ -203,14 +203,26 @@ def scratch_root() -> Path:
     return root
 
 
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for what is being written; what a killed process leaves is swept by the next."""
+    folder, lock = _make_scratch()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
+
+
 def _make_scratch() -> tuple[Path, IO[str]]:
     """A scratch folder of our own, readable by nobody else; folders of dead owners are removed."""
     root = scratch_root()
     sweep_scratch(root)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
-    lock = (folder / _LOCK).open("w", encoding="utf-8")
+    # under a name that nobody sweeps until it is locked
+    made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=root))
+    lock = (made / _LOCK).open("w", encoding="utf-8")
     fcntl.flock(lock, fcntl.LOCK_EX)
-    return folder, lock
+    return made.rename(root / made.name[1:]), lock
 
 
 def sweep_scratch(root: Path) -> int:

@@ -50,6 +50,7 @@ _PASSING_ERRNOS = frozenset(
     }
 )
 _PASSING_MODULES = ("aiohttp.", "botocore.", "aiobotocore.", "urllib3.")
+_HALF_WRITTEN = ".tmp-"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -231,7 +232,8 @@ class Store:
                 return {}
         start = len(self._base) + 1
         sizes = {name[start:]: int(info["size"] or 0) for name, info in found.items()}
-        return {path: sizes[path] for path in sorted(sizes) if "/.tmp-" not in f"/{path}"}
+        half_written = f"/{_HALF_WRITTEN}"
+        return {path: sizes[path] for path in sorted(sizes) if half_written not in f"/{path}"}
 
     def folders(self, prefix: str = "") -> list[str]:
         """Names of the folders directly below a folder, sorted."""
@@ -254,6 +256,12 @@ class Store:
                     self._fs.rm_file(self._path(path))
                 except FileNotFoundError:
                     continue
+
+    def sweep(self, prefix: str) -> None:
+        """Delete what killed processes left half written below a folder."""
+        if self.local:
+            for path in Path(self._path(prefix)).rglob(f"{_HALF_WRITTEN}*"):
+                path.unlink(missing_ok=True)
 
     def delete_folder(self, prefix: str) -> None:
         """Delete everything below a folder and the folder itself."""
@@ -284,7 +292,7 @@ def stamp_of(uri: str) -> Stamp:
 def _replace_file(path: Path, source: BinaryIO) -> None:
     """Write a local file atomically and durably (temporary file, fsync, rename)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".tmp-{secrets.token_hex(6)}"
+    temporary = path.parent / f"{_HALF_WRITTEN}{secrets.token_hex(6)}"
     try:
         with temporary.open("wb") as file:
             shutil.copyfileobj(source, file)

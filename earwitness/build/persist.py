@@ -5,10 +5,8 @@ Rows are joined in chunks and written as they come: a shard's size does not show
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from earwitness.build.batch import Decided, Segment
@@ -18,7 +16,7 @@ from earwitness.build.stages import FAILED_AT_LEAST, FAILED_SHARE
 from earwitness.build.writers import RejectionsFile, ShardFile, data_files
 from earwitness.cache.tables import outcome_table, sighting_table
 from earwitness.errors import BuildDamagedError, LedgerError, ShardFailedError
-from earwitness.runtime import scratch_root
+from earwitness.runtime import scratch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,9 +46,9 @@ def persist_shard(build: Build, shard: int) -> Receipt:
     join = _Join(build, shard)
     ledger = _Ledger()
     fresh = _FreshOutcomes()
-    with tempfile.TemporaryDirectory(prefix="earwitness-persist-", dir=scratch_root()) as folder:
-        data = data_files(build, shard, Path(folder))
-        rejections = RejectionsFile(build, shard, Path(folder))
+    with scratch_folder() as folder:
+        data = data_files(build, shard, folder)
+        rejections = RejectionsFile(build, shard, folder)
         for chunk in join.chunks():
             ledger.count(chunk)
             _write(chunk, data, rejections)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING
 
 import earwitness
 from earwitness.build.layout import Build, Gates, ManifestFacts, Plan, ShardPlan, shard_path
@@ -19,7 +17,7 @@ from earwitness.manifest.fields import SchemaBuilder
 from earwitness.manifest.lint import Linter, lint_rules
 from earwitness.manifest.reader import open_manifest
 from earwitness.progress import Planning, tell
-from earwitness.runtime import scratch_root
+from earwitness.runtime import scratch_folder
 from earwitness.storage import Store, stamp_of
 
 if TYPE_CHECKING:
@@ -212,16 +210,16 @@ def _write_shard(
     """Write the next shard's rows as one file; None where no rows are left."""
     digest = hashlib.sha256()
     first, count, rejected = -1, 0, 0
-    with tempfile.NamedTemporaryFile(prefix="earwitness-plan-", dir=scratch_root()) as file:
+    with scratch_folder() as folder, (folder / "rows").open("wb") as file:
         for planned, text in rows:
             first = planned.row if first < 0 else first
             count += 1
             rejected += planned.rejection is not None
             line = text + b"\n"
             digest.update(line)
-            cast("BinaryIO", file).write(line)
+            file.write(line)
         if not count:
             return None
         file.flush()
-        build.store.upload(Path(file.name), shard_path(number))
+        build.store.upload(folder / "rows", shard_path(number))
     return ShardPlan(first_row=first, rows=count, rejected=rejected, sha256=digest.hexdigest())

@@ -128,6 +128,8 @@ def _check_files(build: Build, files: list[StoredFile]) -> None:
     if told:
         raise BuildDamagedError(f"{build.uri}: {'; '.join(told[:3])}")
     build.store.delete(path for path in there if path not in named)
+    for part in ("data", "rejected"):
+        build.store.sweep(part)
 
 
 def _facts(

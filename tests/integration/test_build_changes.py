@@ -246,7 +246,7 @@ def test_storage_that_is_down_fails_the_build_and_rejects_nothing(night):
     ]
     night.web.statuses = dict.fromkeys(paths, 503)
     layout = LayoutSettings(batch_rows=6)
-    with pytest.raises(ShardFailedError, match="12 of 12 clips"):
+    with pytest.raises(ShardFailedError, match="of 12 clips; none of them is rejected"):
         night.build(layout=layout)
     assert night.published.by_id().keys() == set(range(8)) | {10, 11, 12}
     night.web.statuses.clear()

@@ -1,7 +1,8 @@
 """A build's memory does not grow with its manifest.
 
-What counts: the peak RSS of the process that runs the flow, as the kernel kept it, plus that of
-each of its decode workers. The engine and Prefect's server are processes of others.
+What counts: the peak RSS of the process that runs the flow, as the kernel kept it, and
+beside it the most its decode workers held together, sampled. The engine and Prefect's server are
+processes of others.
 """
 
 from __future__ import annotations
@@ -49,17 +50,17 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def peak_kib(pid: int) -> int:
-    """The most memory a process ever had resident; 0 when it is gone."""
+def resident_kib(pid: int) -> int:
+    """A process's own share of what is resident (PSS: forked workers share most); 0 once gone."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line), 0)
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
 def build_peaks(folder: Path, rows: int, engine: str) -> dict[str, int]:
-    """Build in a process of its own; the peaks in KiB of it and of all its workers."""
+    """Build in a process of its own; the peaks in KiB of it and of all its workers together."""
     lines = [
         record(f"clips/{row // QUESTIONS_PER_CLIP}.wav", f"What is it ({row})?", id=row)
         for row in range(rows)
@@ -67,16 +68,15 @@ def build_peaks(folder: Path, rows: int, engine: str) -> dict[str, int]:
     manifest = write_manifest(folder / f"{rows}.jsonl", lines)
     command = [sys.executable, "-c", BUILD, str(manifest), str(folder / f"out-{rows}"), engine]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    workers: dict[int, int] = {}
+    workers = 0
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
         while process.poll() is None:
-            for pid in descendants(process.pid):
-                workers[pid] = max(peak_kib(pid), workers.get(pid, 0))
-            time.sleep(0.1)
+            workers = max(workers, sum(map(resident_kib, descendants(process.pid))))
+            time.sleep(0.2)
         assert process.stdout is not None
         generated, main = map(int, process.stdout.read().split()[-2:])
     assert generated == rows
-    return {"main": main, "workers": sum(workers.values())}
+    return {"main": main, "workers": workers}
 
 
 def test_ten_times_the_records_take_no_more_memory(

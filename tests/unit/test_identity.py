@@ -184,3 +184,10 @@ def test_a_build_id_is_a_plain_folder_name(name: str):
     assert "/" not in made
     assert not made.startswith((".", "-"))
     assert made.isascii()
+
+
+def test_a_hub_that_cannot_be_reached_is_told_in_one_sentence(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ModelIdentityError, match=r"the hub does not answer for org/model@main"):
+        identify_model("org/model", EngineSettings(hub_cache=str(tmp_path)), declared=False)

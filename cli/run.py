@@ -17,6 +17,7 @@ from deployments.temporary_server import prefect_api, quiet_prefect
 from earwitness.build.layout import Counts
 from earwitness.build.lease import lease
 from earwitness.errors import EarwitnessError
+from earwitness.heap import bound_heap
 
 if TYPE_CHECKING:
     from earwitness.build.layout import Build
@@ -38,6 +39,7 @@ def run_build(settings: BuildSettings, build: Build, *, rows_too: bool | None = 
         EarwitnessError: The build did not come to its end.
         typer.Exit: It was stopped with Ctrl-C.
     """
+    bound_heap()
     quiet_prefect(debug=bool(os.environ.get(DEBUG_VARIABLE)))
     view = View()
     try:

@@ -34,21 +34,20 @@ if TYPE_CHECKING:
 
     from transformers import Qwen2AudioForConditionalGeneration
 
-PEAK_RATE = 2e-3
+CYCLES = ((2400, 2e-3, 1150), (3600, 1e-3, 1050))
+"""Of the learning rate: last step, rate, and in how many last steps it falls evenly to nothing."""
 WEIGHT_DECAY = 0.02
 WARM_UP_STEPS = 150
 GRADIENT_NORM = 1.0
 BATCH = 24
 LONG_BATCH = 5
-LONG_EVERY = 16
-"""One step in so many is on clips of 10 to 30 s."""
+LONG_EVERY = (16, 8)
+"""One step in so many, in the first cycle and the second, is on clips of 10 to 30 s."""
 POOL = 8
 """So many batches are drawn at once and sorted by length: less padding."""
 HELP_WEIGHT = 0.3
 HELP_STEPS = 1200
 """The auxiliary heads' weight falls to nothing by this step."""
-DECAY_STEPS = 1150
-"""The learning rate is constant, then falls evenly in so many last steps."""
 CHECK_EVERY = 250
 
 
@@ -119,7 +118,7 @@ class Run:
             "model": self.model.state_dict(),
             "helpers": self.helpers.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "plan": (self.steps, self.seed),
+            "seed": self.seed,
             "step": self.step,
             "seconds": self.seconds,
         }
@@ -131,14 +130,11 @@ class Run:
         """Go on from a checkpoint.
 
         Raises:
-            SystemExit: It is not on this run's way.
+            SystemExit: It is of another seed.
         """
         state = torch.load(path, weights_only=True)
-        steps, seed = state["plan"]
-        # until the learning rate falls, runs of any length are one and the same
-        alike = steps == self.steps or state["step"] <= min(steps, self.steps) - DECAY_STEPS
-        if seed != self.seed or not alike:
-            raise SystemExit(f"{path} is of another run: remove it, or give its steps and seed")
+        if state["seed"] != self.seed:
+            raise SystemExit(f"{path} is of another seed: remove it, or give its seed")
         self.model.load_state_dict(state["model"])
         self.helpers.load_state_dict(state["helpers"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -163,7 +159,7 @@ def new_run(steps: int, seed: int) -> Run:
         {"params": [p for p in tensors if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in tensors if p.dim() == 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
     return Run(model, helpers, optimizer, steps, seed)
 
 
@@ -188,7 +184,8 @@ def practice(maker: SampleMaker, seed: int, first_step: int) -> Iterator[Batch]:
         for place in range(skipped, POOL):
             step = pool_number * POOL + place
             chosen = samples[order[place] * BATCH : (order[place] + 1) * BATCH]
-            if step % LONG_EVERY == LONG_EVERY - 1:
+            every = LONG_EVERY[step >= CYCLES[0][0]]
+            if step % every == every - 1:
                 chosen = [maker.draw(rng, long_clips=True) for _ in range(LONG_BATCH)]
             yield collate(chosen, maker.audio_token)
         pool_number, skipped = pool_number + 1, 0
@@ -218,6 +215,16 @@ def forward(
     return logits, heard, states[1][is_audio]
 
 
+def learning_rate(step: int) -> float:
+    """The learning rate of a step."""
+    first = 0
+    for last, peak, falling in CYCLES:
+        if step < last:
+            return peak * min(1.0, (last - step) / falling, (step - first + 1) / WARM_UP_STEPS)
+        first = last
+    return 0.0
+
+
 def train_step(run: Run, batch: Batch) -> float:
     """Learn from one batch.
 
@@ -228,9 +235,8 @@ def train_step(run: Run, batch: Batch) -> float:
     Returns:
         The answers' mean loss.
     """
-    left, warm = (run.steps - run.step) / DECAY_STEPS, (run.step + 1) / WARM_UP_STEPS
     for group in run.optimizer.param_groups:
-        group["lr"] = PEAK_RATE * min(1.0, left, warm)
+        group["lr"] = learning_rate(run.step)
     logits, heard, counted = forward(run.model, batch)
     loss = functional.cross_entropy(logits, batch.targets[batch.targets != NONE])
     weight = HELP_WEIGHT * max(0.0, 1 - run.step / HELP_STEPS)
@@ -279,7 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, metavar="OUT", help="where the model goes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=CYCLES[-1][0], help="stop earlier")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     run = new_run(arguments.steps, arguments.seed)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from earwitness.engine.guardian import start_guarded
 from earwitness.engine.server import free_port
 from earwitness.errors import FatalError
-from earwitness.runtime import scratch_folder
+from earwitness.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,14 +7,11 @@ an engine started for one shard serves the next.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import shutil
-import tempfile
 import threading
 from collections import defaultdict
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from earwitness.audio.fetch import ClipFetcher
@@ -23,23 +20,18 @@ from earwitness.engine.client import Engine
 from earwitness.errors import FatalError
 from earwitness.heap import bound_heap
 from earwitness.progress import Closed, tell
+from earwitness.scratch import make_scratch
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
     from concurrent.futures import Future
-    from typing import IO
+    from pathlib import Path
 
     from earwitness.audio.fetch import FetchedClip
     from earwitness.records import Outcome
     from earwitness.settings import BuildSettings
 
 T = TypeVar("T")
-
-SCRATCH_VARIABLE = "EARWITNESS_SCRATCH"
-"""Environment variable: the folder scratch folders are made in (default: the system's own)."""
-
-_PREFIX = "earwitness-"
-_LOCK = "owner.lock"
 
 
 class ShardMemory:
@@ -73,7 +65,7 @@ class Runtime:
     def __init__(self, settings: BuildSettings, model: str | None) -> None:
         bound_heap()
         self.settings = settings
-        self.scratch, self._lock = _make_scratch()
+        self.scratch, self._scratch_lock = make_scratch()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="earwitness-io")
         self._thread.daemon = True
@@ -158,7 +150,7 @@ class Runtime:
             self._thread.join()
             self._loop.close()
             shutil.rmtree(self.scratch, ignore_errors=True)
-            self._lock.close()
+            self._scratch_lock.close()
 
 
 _current: Runtime | None = None
@@ -194,53 +186,3 @@ def running(settings: BuildSettings, model: str | None) -> Iterator[Runtime]:
 async def _in_loop(make: Any, *args: Any, **kwargs: Any) -> Any:
     """Call a constructor inside the loop its object will live in."""
     return make(*args, **kwargs)
-
-
-def scratch_root() -> Path:
-    """Where scratch folders are made."""
-    root = Path(os.environ.get(SCRATCH_VARIABLE) or tempfile.gettempdir())
-    root.mkdir(parents=True, exist_ok=True)
-    return root
-
-
-@contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """A folder for what is being written; what a killed process leaves is swept by the next."""
-    folder, lock = _make_scratch()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        lock.close()
-
-
-def _make_scratch() -> tuple[Path, IO[str]]:
-    """A scratch folder of our own, readable by nobody else; folders of dead owners are removed."""
-    root = scratch_root()
-    sweep_scratch(root)
-    # under a name that nobody sweeps until it is locked
-    made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=root))
-    lock = (made / _LOCK).open("w", encoding="utf-8")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return made.rename(root / made.name[1:]), lock
-
-
-def sweep_scratch(root: Path) -> int:
-    """Remove scratch folders whose owner is gone.
-
-    Args:
-        root: Where scratch folders are made.
-
-    Returns:
-        How many were removed.
-    """
-    swept = 0
-    for lock_path in root.glob(f"{_PREFIX}*/{_LOCK}"):
-        try:
-            with lock_path.open("w", encoding="utf-8") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock_path.parent, ignore_errors=True)
-                swept += 1
-        except OSError:
-            continue  # its owner lives, or it is another user's
-    return swept

@@ -27,7 +27,7 @@ def dataset_card(plan: Plan, counts: Counts) -> str:
     """
     layout = plan.settings.layout
     parquet = Format.PARQUET in layout.formats
-    pattern = "data/*.parquet" if parquet else "data/*.jsonl"
+    pattern = "data/*.parquet" if parquet else "jsonl/*.jsonl"
     header = {
         "configs": [
             {"config_name": "default", "data_files": [{"split": "train", "path": pattern}]}

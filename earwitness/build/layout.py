@@ -16,6 +16,9 @@ from earwitness.storage import Store
 
 PLAN_VERSION = 1
 
+FILE_FOLDERS = ("data", "jsonl", "rejected")
+"""Folders of a build that hold what receipts name: Parquet, JSON lines, rejections."""
+
 
 class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

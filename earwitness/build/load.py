@@ -26,7 +26,7 @@ def load_answers(output: str, build: str | None = None) -> pd.DataFrame:
     column = facts["settings"]["layout"]["provenance_column"]
     parquet = _paths(facts, "data/", ".parquet")
     if not parquet:
-        rows = list(_jsonl_rows(chosen, _paths(facts, "data/", ".jsonl")))
+        rows = list(_jsonl_rows(chosen, _paths(facts, "jsonl/", ".jsonl")))
         return _flat(pa.Table.from_pylist(rows), column)
     tables = [pq.read_table(io.BytesIO(chosen.store.read_bytes(path))) for path in parquet]
     return _flat(pa.concat_tables(tables), column)

@@ -16,14 +16,13 @@ from earwitness.build.stages import FAILED_AT_LEAST, FAILED_SHARE
 from earwitness.build.writers import RejectionsFile, ShardFile, data_files
 from earwitness.cache.tables import outcome_table, sighting_table
 from earwitness.errors import BuildDamagedError, LedgerError, ShardFailedError
-from earwitness.runtime import scratch_folder
+from earwitness.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import pyarrow as pa
-
     from earwitness.build.layout import Build, StoredFile
+    from earwitness.cache.segments import SegmentWriter
     from earwitness.records import Outcome, PlannedRow, Rejection
 
 CHUNK_ROWS = 1024
@@ -45,8 +44,9 @@ def persist_shard(build: Build, shard: int) -> Receipt:
     """
     join = _Join(build, shard)
     ledger = _Ledger()
-    fresh = _FreshOutcomes()
-    with scratch_folder() as folder:
+    name = build.segment_name(shard)
+    with scratch_folder() as folder, build.outcomes.writer(name) as segment:
+        fresh = _FreshOutcomes(segment)
         data = data_files(build, shard, folder)
         rejections = RejectionsFile(build, shard, folder)
         for chunk in join.chunks():
@@ -59,10 +59,9 @@ def persist_shard(build: Build, shard: int) -> Receipt:
         files: list[StoredFile] = [file.store() for file in data]
         if rejections.rows:
             files.append(rejections.store())
-    name = build.segment_name(shard)
-    build.outcomes.write(name, fresh.tables)
-    sightings = {seen.uri: seen for segment in join.segments for seen in segment.sightings()}
-    build.sightings.write(name, [sighting_table(sightings.values())])
+    with build.sightings.writer(name) as seen:
+        for one in join.segments:
+            seen.add(sighting_table(one.sightings()))
     receipt = Receipt(shard=shard, counts=ledger.counts, files=tuple(files))
     build.store.write_bytes(receipt_path(shard), receipt.to_bytes())
     return receipt
@@ -81,7 +80,7 @@ class _Join:
         # a row group covers a range of rows; ranges of one attempt's batches do not overlap, so
         # that few groups are in memory at once
         self._groups = [
-            (rows[0], rows[-1], segment, group)
+            (min(rows), max(rows), segment, group)
             for segment in self.segments
             for group, rows in enumerate(segment.rows)
             if rows
@@ -157,8 +156,8 @@ class _Ledger:
 class _FreshOutcomes:
     """Outcomes this build found out itself and that stand; each key once."""
 
-    def __init__(self) -> None:
-        self.tables: list[pa.Table] = []
+    def __init__(self, segment: SegmentWriter) -> None:
+        self._segment = segment
         self._seen: set[bytes] = set()
 
     def add(self, chunk: Joined) -> None:
@@ -170,7 +169,7 @@ class _FreshOutcomes:
             if key not in self._seen:
                 self._seen.add(key)
                 fresh.append(one.outcome)
-        self.tables.append(outcome_table(fresh))
+        self._segment.add(outcome_table(fresh))
 
 
 def _write(chunk: Joined, data: list[ShardFile], rejections: RejectionsFile) -> None:

@@ -17,7 +17,7 @@ from earwitness.manifest.fields import SchemaBuilder
 from earwitness.manifest.lint import Linter, lint_rules
 from earwitness.manifest.reader import open_manifest
 from earwitness.progress import Planning, tell
-from earwitness.runtime import scratch_folder
+from earwitness.scratch import scratch_folder
 from earwitness.storage import Store, stamp_of
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import earwitness
 from earwitness.build.card import dataset_card
-from earwitness.build.layout import Build, Counts, Receipt, shard_path
+from earwitness.build.layout import FILE_FOLDERS, Build, Counts, Receipt, shard_path
 from earwitness.errors import BuildDamagedError, LedgerError, TooManyRejectionsError
 from earwitness.progress import Published, tell
 from earwitness.storage import Store
@@ -113,7 +113,7 @@ def _check_gate(build: Build, counts: Counts) -> None:
 def _check_files(build: Build, files: list[StoredFile]) -> None:
     """Read every file a receipt names against its digest; delete those none names."""
     named = {file.path for file in files}
-    there = {**build.store.sizes("data"), **build.store.sizes("rejected")}
+    there = [path for folder in FILE_FOLDERS for path in build.store.sizes(folder)]
 
     def damaged(file: StoredFile) -> str:
         try:
@@ -128,8 +128,8 @@ def _check_files(build: Build, files: list[StoredFile]) -> None:
     if told:
         raise BuildDamagedError(f"{build.uri}: {'; '.join(told[:3])}")
     build.store.delete(path for path in there if path not in named)
-    for part in ("data", "rejected"):
-        build.store.sweep(part)
+    for folder in FILE_FOLDERS:
+        build.store.sweep(folder)
 
 
 def _facts(

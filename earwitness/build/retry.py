@@ -99,5 +99,5 @@ def _remember(build: Build, shard: int) -> None:
             fresh.setdefault(one.outcome.cache_key, one.outcome)
     seen = {one.uri: one for segment in open_segments(build, shard) for one in segment.sightings()}
     name = build.segment_name(shard)
-    build.outcomes.write(name, [outcome_table(fresh.values())])
-    build.sightings.write(name, [sighting_table(seen.values())])
+    build.outcomes.write(name, outcome_table(fresh.values()))
+    build.sightings.write(name, sighting_table(seen.values()))

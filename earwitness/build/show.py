@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from earwitness.build.batch import Segment
 from earwitness.build.layout import work_path
 from earwitness.build.resolve import read_shard, segment_paths
+from earwitness.cache.tables import heard_clips
 from earwitness.errors import SettingsError
 from earwitness.records import Reason, Rejection, Stage
 
@@ -159,10 +160,7 @@ def _unfinished(build: Build, shard: int) -> dict[int, RowResult]:
                 "prompt_tokens": said.prompt_tokens,
                 "completion_tokens": said.completion_tokens,
             }
-        provenance["clips"] = [
-            {"sha256": clip.sha256, "duration_s": clip.duration_s, "heard_s": clip.heard_s}
-            for clip in one.outcome.clips
-        ]
+        provenance["clips"] = heard_clips(one.outcome)
         text = said.text if said is not None else None
         results.setdefault(one.row, RowResult(one.row, text, one.outcome.rejection, provenance))
     return results
@@ -171,7 +169,7 @@ def _unfinished(build: Build, shard: int) -> dict[int, RowResult]:
 def _data(build: Build, receipt: Receipt, columns: list[str]) -> Iterator[dict[str, Any]]:
     parquet = [file.path for file in receipt.files if file.path.endswith(".parquet")]
     if not parquet:
-        yield from _lines(build, receipt, "data/")
+        yield from _lines(build, receipt, "jsonl/")
     for path in parquet:
         data = io.BytesIO(build.store.read_bytes(path))
         yield from pq.read_table(data, columns=columns).to_pylist()

@@ -98,7 +98,7 @@ class JsonlFile(_Lines):
     """Answered rows as JSON lines: the original fields, the answer, the provenance."""
 
     def __init__(self, build: Build, shard: int, folder: Path) -> None:
-        super().__init__(build, shard, folder, "data")
+        super().__init__(build, shard, folder, "jsonl")
         layout = build.plan.settings.layout
         self._answer, self._provenance = layout.answer_column, layout.provenance_column
 

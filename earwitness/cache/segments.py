@@ -14,18 +14,20 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import tempfile
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from earwitness.scratch import scratch_folder
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -78,24 +80,31 @@ class SegmentCache:
         self.schema = pa.schema([pa.field("key", pa.binary(32)), *columns])
         self._known: dict[str, _Keys] = {}
 
-    def write(self, name: str, rows: Iterable[pa.Table]) -> str | None:
-        """Keep a shard's rows as one immutable segment.
+    @contextmanager
+    def writer(self, name: str) -> Iterator[SegmentWriter]:
+        """Keep a shard's rows as one immutable segment, stored when the block ends well.
 
         Args:
             name: `<planned at>-<build id>.shard-00000`, the same over retries of the shard.
-            rows: Rows in the cache's schema, in row order, in parts of any size.
-
-        Returns:
-            The segment's name, or None where there is nothing to keep.
         """
-        with tempfile.NamedTemporaryFile(prefix="earwitness-segment-", suffix=".parquet") as file:
-            count = _write_groups(Path(file.name), self.schema, rows)
-            if count == 0:
-                return None
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            segment = f"{name}-{digest[:8]}"
-            self._store.upload(Path(file.name), f"segments/{segment}.parquet")
-        return segment
+        with scratch_folder() as folder:
+            path = folder / "segment.parquet"
+            with SegmentWriter(path, self.schema) as writer:
+                yield writer
+            if writer.rows:
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                self._store.upload(path, f"segments/{name}-{digest[:8]}.parquet")
+
+    def write(self, name: str, rows: pa.Table) -> None:
+        """Keep rows as one immutable segment; none where there are no rows.
+
+        Args:
+            name: As for `writer`.
+            rows: Rows in the cache's schema, in row order.
+        """
+        with self.writer(name) as segment:
+            segment.add(rows)
 
     def find(
         self,
@@ -263,20 +272,38 @@ class SegmentCache:
         return [(at, row) for (at, _), row in zip(places, rows, strict=True)]
 
 
-def _write_groups(path: Path, schema: pa.Schema, parts: Iterable[pa.Table]) -> int:
-    """Write parts as row groups of exactly `_ROW_GROUP_ROWS`, whatever the parts' sizes."""
-    count = 0
-    waiting = schema.empty_table()
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for part in parts:
-            count += part.num_rows
-            waiting = pa.concat_tables([waiting, part.cast(schema)])
-            while waiting.num_rows >= _ROW_GROUP_ROWS:
-                writer.write_table(waiting.slice(0, _ROW_GROUP_ROWS).combine_chunks())
-                waiting = waiting.slice(_ROW_GROUP_ROWS).combine_chunks()
-        if waiting.num_rows:
-            writer.write_table(waiting.combine_chunks())
-    return count
+class SegmentWriter:
+    """Writes rows as row groups of equal size, whatever parts they come in.
+
+    Args:
+        path: Local file.
+        schema: The table's schema.
+
+    Attributes:
+        rows: How many were written so far.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._file = pq.ParquetWriter(path, schema, compression="zstd")
+        self._schema = schema
+        self._waiting = schema.empty_table()
+        self.rows = 0
+
+    def add(self, part: pa.Table) -> None:
+        """Append rows, in row order."""
+        self.rows += part.num_rows
+        self._waiting = pa.concat_tables([self._waiting, part.cast(self._schema)])
+        while self._waiting.num_rows >= _ROW_GROUP_ROWS:
+            self._file.write_table(self._waiting.slice(0, _ROW_GROUP_ROWS).combine_chunks())
+            self._waiting = self._waiting.slice(_ROW_GROUP_ROWS).combine_chunks()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._waiting.num_rows:
+            self._file.write_table(self._waiting.combine_chunks())
+        self._file.close()
 
 
 def prefixes(keys: Sequence[bytes]) -> NDArray[np.uint64]:

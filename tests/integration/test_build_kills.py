@@ -69,7 +69,7 @@ class Run:
 
     def __init__(self, *words: Any, env: dict[str, str] | None = None) -> None:
         self.mark = uuid.uuid4().hex
-        command = [Path(sys.executable).with_name("earwitness"), "build", *words, "--no-print"]
+        command = [sys.executable, "-m", "cli.main", "build", *words, "--no-print"]
         self._process = subprocess.Popen(
             [str(word) for word in command],
             stdout=subprocess.PIPE,
@@ -197,9 +197,10 @@ def write_dataset(folder: Path) -> Path:
 
 
 def files(output: Path) -> dict[str, bytes]:
-    """Data and rejections as published, everything else that lies beside them included."""
+    """Data and rejections as published, with whatever else lies beside them."""
     folder = Published(output).folder
-    paths = [path for part in ("data", "rejected") for path in (folder / part).iterdir()]
+    parts = [folder / "data", folder / "jsonl", folder / "rejected"]
+    paths = [path for part in parts for path in part.iterdir()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 

@@ -66,7 +66,7 @@ def test_datasets_and_pandas_load_the_folder(clips, build, monkeypatch):
     loaded = datasets.load_dataset(str(folder), split="train", cache_dir=str(clips / "hf"))
     assert loaded["id"] == [0, 1, 2, None, 4]
     assert loaded[4]["conversation"] == lines[4]["conversation"]
-    frames = [pd.read_parquet(file) for file in sorted(folder.glob("data/*.parquet"))]
+    frames = [pd.read_parquet(folder / "data")]
     assert pd.concat(frames)["answer"].tolist() == loaded["answer"]
     ours = earwitness.load(str(clips / "out"))
     assert ours["answer"].tolist() == loaded["answer"]
@@ -142,7 +142,8 @@ def test_openai_messages_under_other_names(clips, build):
 def test_one_format_alone(clips, build, form):
     manifest = write_manifest(clips / "manifest.jsonl", [record("0.wav", id=1)])
     build(manifest, clips / "out", layout=LayoutSettings(formats=(form,)))
-    files = list(Published(clips / "out").folder.glob("data/*"))
+    folder = Published(clips / "out").folder
+    files = [*folder.glob("data/*"), *folder.glob("jsonl/*")]
     assert [file.suffix for file in files] == [f".{form}"]
     frame = earwitness.load(str(clips / "out"))
     assert frame["id"].tolist() == [1]

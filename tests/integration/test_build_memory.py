@@ -1,4 +1,4 @@
-"""A build's memory does not grow with its manifest.
+"""A build's memory does not grow with its manifest, nor with its shards: all sizes are defaults.
 
 What counts: the peak RSS of the process that runs the flow, as the kernel kept it, and
 beside it the most its decode workers held together, sampled. The engine and Prefect's server are
@@ -26,14 +26,15 @@ ALLOWED_RATIO = 1.10
 
 BUILD = """
 import resource, sys
-from earwitness.settings import EngineSettings, LayoutSettings
+from earwitness.heap import bound_heap
+bound_heap()  # as the command line does, before there are threads
+from earwitness.settings import EngineSettings
 from flows.build_dataset import build_dataset
 manifest, output, url = sys.argv[1:]
 counts = build_dataset(
     manifest,
     output,
     engine=EngineSettings(url=(url,)),
-    layout=LayoutSettings(shard_rows=1_000, batch_rows=256),
 )
 print(counts["generated"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -66,7 +66,11 @@ def records() -> list[dict[str, Any]]:
 
 
 def data_files(published: Published) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in published.folder.glob("data/*")}
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(published.folder.glob("data/*"))
+        + sorted(published.folder.glob("jsonl/*"))
+    }
 
 
 def test_manifest_clips_and_output_on_s3(bucket, build, stand_in, tmp_path):

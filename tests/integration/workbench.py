@@ -187,7 +187,7 @@ class Published:
         return self.output / "builds" / pointer["build"]
 
     def answers(self) -> list[dict[str, Any]]:
-        return self._rows("data")
+        return self._rows("jsonl")
 
     def rejections(self) -> list[dict[str, Any]]:
         return self._rows("rejected")

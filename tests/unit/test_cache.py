@@ -48,34 +48,34 @@ def values(cache: SegmentCache, numbers: list[int], near: str = "") -> dict[int,
 
 
 def test_a_segment_without_an_index_is_read_directly(cache: SegmentCache):
-    cache.write("2026-a.shard-00000", [rows({1: "one", 2: "two"})])
+    cache.write("2026-a.shard-00000", rows({1: "one", 2: "two"}))
     assert values(cache, [1, 2, 3]) == {1: "one", 2: "two"}
 
 
 def test_an_indexed_segment_is_found_through_the_index(cache: SegmentCache):
-    cache.write("2026-a.shard-00000", [rows({1: "one"})])
+    cache.write("2026-a.shard-00000", rows({1: "one"}))
     assert cache.merge() == 1
-    cache.write("2026-b.shard-00000", [rows({2: "two"})])
+    cache.write("2026-b.shard-00000", rows({2: "two"}))
     assert values(cache, [1, 2]) == {1: "one", 2: "two"}
 
 
 def test_merging_again_does_nothing(cache: SegmentCache):
-    cache.write("2026-a.shard-00000", [rows({1: "one"})])
+    cache.write("2026-a.shard-00000", rows({1: "one"}))
     cache.merge()
     assert cache.merge() == 0
 
 
 @pytest.mark.parametrize("merged", [True, False])
 def test_the_newest_segment_counts(cache: SegmentCache, merged):
-    cache.write("2026-b.shard-00000", [rows({1: "new"})])
-    cache.write("2025-a.shard-00000", [rows({1: "old"})])
+    cache.write("2026-b.shard-00000", rows({1: "new"}))
+    cache.write("2025-a.shard-00000", rows({1: "old"}))
     if merged:
         cache.merge()
     assert values(cache, [1]) == {1: "new"}
 
 
 def test_a_near_segment_spares_the_index(cache: SegmentCache, tmp_path: Path):
-    cache.write("2026-a.shard-00003", [rows({1: "one"})])
+    cache.write("2026-a.shard-00003", rows({1: "one"}))
     cache.merge()
     for index in tmp_path.glob("index-*.parquet"):
         index.write_bytes(b"unreadable")
@@ -84,8 +84,8 @@ def test_a_near_segment_spares_the_index(cache: SegmentCache, tmp_path: Path):
 
 
 def test_a_near_row_that_is_not_final_gives_way_to_a_newer_one(cache: SegmentCache):
-    cache.write("2026-a.shard-00003", [rows({1: "rejected"})])
-    cache.write("2026-b.shard-00000", [rows({1: "answered"})])
+    cache.write("2026-a.shard-00003", rows({1: "rejected"}))
+    cache.write("2026-b.shard-00000", rows({1: "answered"}))
     found = cache.find([key(1)], ".shard-00003", final=lambda row: row["value"] != "rejected")
     assert found[key(1)]["value"] == "answered"
 
@@ -93,7 +93,7 @@ def test_a_near_row_that_is_not_final_gives_way_to_a_newer_one(cache: SegmentCac
 def test_keys_that_share_a_prefix_are_told_apart(cache: SegmentCache):
     one, other = b"\0" * 32, b"\0" * 31 + b"\1"
     table = pa.table({"key": pa.array([one, other], pa.binary(32)), "value": ["one", "other"]})
-    cache.write("2026-a.shard-00000", [table])
+    cache.write("2026-a.shard-00000", table)
     cache.merge()
     third = b"\0" * 30 + b"\1\1"
     assert {k: row["value"] for k, row in cache.find([one, other, third]).items()} == {
@@ -103,19 +103,19 @@ def test_keys_that_share_a_prefix_are_told_apart(cache: SegmentCache):
 
 
 def test_nothing_to_keep_writes_nothing(cache: SegmentCache):
-    assert cache.write("2026-a.shard-00000", [rows({})]) is None
+    cache.write("2026-a.shard-00000", rows({}))
     assert cache.segments() == []
 
 
 def test_rewriting_a_shards_segment_is_idempotent(cache: SegmentCache):
-    first = cache.write("2026-a.shard-00000", [rows({1: "one"})])
-    assert cache.write("2026-a.shard-00000", [rows({1: "one"})]) == first
+    cache.write("2026-a.shard-00000", rows({1: "one"}))
+    cache.write("2026-a.shard-00000", rows({1: "one"}))
     assert len(cache.segments()) == 1
 
 
 def test_the_index_before_the_last_is_removed(cache: SegmentCache, tmp_path: Path):
     for number in range(4):
-        cache.write(f"2026-{number}.shard-00000", [rows({number: str(number)})])
+        cache.write(f"2026-{number}.shard-00000", rows({number: str(number)}))
         cache.merge()
     assert len(list(tmp_path.glob("index-*.parquet"))) == 2
     assert values(cache, [0, 1, 2, 3]) == {n: str(n) for n in range(4)}
@@ -131,7 +131,7 @@ def test_any_history_of_writes_and_merges_finds_the_newest(tmp_path_factory, his
     expected: dict[int, str] = {}
     for turn, (numbers, merge) in enumerate(history):
         written = {number: f"{turn}:{number}" for number in sorted(numbers)}
-        cache.write(f"2026-{turn:02d}.shard-00000", [rows(written)])
+        cache.write(f"2026-{turn:02d}.shard-00000", rows(written))
         expected |= written
         if merge:
             cache.merge()

@@ -1,0 +1,71 @@
+"""Local folders for what is under way; what a killed process leaves is swept by the next."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import IO
+
+SCRATCH_VARIABLE = "EARWITNESS_SCRATCH"
+"""Environment variable: the folder scratch folders are made in (default: the system's own)."""
+
+_PREFIX = "earwitness-"
+_LOCK = "owner.lock"
+
+
+def scratch_root() -> Path:
+    """Where scratch folders are made."""
+    root = Path(os.environ.get(SCRATCH_VARIABLE) or tempfile.gettempdir())
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for what is being written; what a killed process leaves is swept by the next."""
+    folder, lock = make_scratch()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
+
+
+def make_scratch() -> tuple[Path, IO[str]]:
+    """A scratch folder of our own, readable by nobody else; folders of dead owners are removed."""
+    root = scratch_root()
+    sweep_scratch(root)
+    # under a name that nobody sweeps until it is locked
+    made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=root))
+    lock = (made / _LOCK).open("w", encoding="utf-8")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return made.rename(root / made.name[1:]), lock
+
+
+def sweep_scratch(root: Path) -> int:
+    """Remove scratch folders whose owner is gone.
+
+    Args:
+        root: Where scratch folders are made.
+
+    Returns:
+        How many were removed.
+    """
+    swept = 0
+    for lock_path in root.glob(f"{_PREFIX}*/{_LOCK}"):
+        try:
+            with lock_path.open("w", encoding="utf-8") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock_path.parent, ignore_errors=True)
+                swept += 1
+        except OSError:
+            continue  # its owner lives, or it is another user's
+    return swept

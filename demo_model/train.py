@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from transformers import Qwen2AudioForConditionalGeneration
 
-CYCLES = ((2400, 2e-3, 1150), (3600, 1e-3, 1050))
+CYCLES = ((2400, 2e-3, 1150), (3300, 1e-3, 800))
 """Of the learning rate: last step, rate, and in how many last steps it falls evenly to nothing."""
 WEIGHT_DECAY = 0.02
 WARM_UP_STEPS = 150

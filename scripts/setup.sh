@@ -68,7 +68,13 @@ fi
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 pip install --quiet --upgrade 'pip>=25'
 say "+ pip install -e '.[dev,$engine]' -c constraints.txt (some minutes, about 4 GB)"
-pip install --quiet --progress-bar off -e ".[dev,$engine]" -c constraints.txt
+if ! pip install --quiet --progress-bar off -e ".[dev,$engine]" -c constraints.txt; then
+    if [ "$engine" = engine-cpu ]; then
+        say "Where pip finds no CPU build of torch 2.13, it is on PyTorch's own index for CPUs:"
+        say "    PIP_EXTRA_INDEX_URL=<that index> make setup"
+    fi
+    exit 1
+fi
 
 # They come along with vLLM's CPU build as CUDA builds and break the import of transformers; vLLM
 # does without them.

@@ -74,19 +74,38 @@ def start(manifest: Path, output: Path, home: Path) -> tuple[subprocess.Popen[st
     return process, mark
 
 
-def processes(mark: str) -> dict[int, str]:
-    """Living processes that bear a mark, whoever their parent is by now."""
+def family(mark: str) -> set[int]:
+    """Sessions of the living processes that bear a mark, and of all that descend from them."""
+    parents, sessions, found = {}, {}, set()
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if folder.name.isdigit():
+                stat = (folder / "stat").read_text().rpartition(")")[2].split()
+                if stat[0] != "Z":
+                    parents[int(folder.name)], sessions[int(folder.name)] = int(stat[1]), stat[3]
+                    if mark.encode() in (folder / "environ").read_bytes():
+                        found.add(int(folder.name))
+    # vLLM's processes write their titles over their environment
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {int(sessions[pid]) for pid in found}
+
+
+def members(sessions: set[int]) -> dict[int, str]:
+    """Living processes of some sessions, by name."""
     found = {}
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes():
-                found[int(folder.name)] = (folder / "comm").read_text().strip()
+            if folder.name.isdigit():
+                stat = (folder / "stat").read_text().rpartition(")")[2].split()
+                if stat[0] != "Z" and int(stat[3]) in sessions:
+                    found[int(folder.name)] = (folder / "comm").read_text().strip()
     return found
 
 
-def nothing_is_left(mark: str) -> None:
+def nothing_is_left(mark: str, sessions: set[int] = frozenset()) -> None:
     limit = time.monotonic() + GONE_WITHIN_S
-    while left := processes(mark):
+    while left := members(sessions | family(mark)):
         assert time.monotonic() < limit, f"left behind: {left}"
         time.sleep(0.1)
 
@@ -120,11 +139,12 @@ def test_killed_in_mid_generation_it_ends_as_if_nothing_had_happened(tmp_path: P
         while segments(output, shard) < 2:
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.005)
-        running = set(processes(mark).values())
-        assert any("EngineCor" in name for name in running), running
+        sessions = family(mark)
         kill(process.pid)
+        running = set(members(sessions).values())
         assert process.wait() == -signal.SIGKILL
-        nothing_is_left(mark)
+        assert any("EngineCor" in name for name in running), running
+        nothing_is_left(mark, sessions)
         assert segments(output, shard) < SHARD_ROWS / 2
         assert not (output / "latest.json").exists()
     said = finish(manifest, output, tmp_path)

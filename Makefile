@@ -43,7 +43,7 @@ check: $(SETUP) ## format, lint, strict types, import contracts, unit tests
 	$(BIN)/python -m pytest tests/unit
 
 test: check $(MODEL)/model.safetensors ## check, then every test: real vLLM, S3 and Prefect
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/integration tests/e2e
 
 format: $(SETUP) ## format the code and mend what ruff can mend
 	$(BIN)/ruff format .

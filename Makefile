@@ -15,12 +15,12 @@ BIN := .venv/bin
 ENGINE ?= $(shell if nvidia-smi >/dev/null 2>&1; then echo engine; else echo engine-cpu; fi)
 # one stamp a variant: a machine that gets a GPU is set up anew
 SETUP := .make/setup-$(ENGINE)
-MODEL := .make/tiny-model
+MODEL := demo_model/weights
 
-.PHONY: help setup demo check test format constraints clean
+.PHONY: help setup demo demo-model check test format constraints clean
 
 help: ## say what each target does
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(SETUP) ## install everything into .venv; done once per change of the dependencies
 
@@ -28,11 +28,8 @@ $(SETUP): pyproject.toml constraints.txt scripts/setup.sh
 	@scripts/setup.sh $(ENGINE)
 	@mkdir -p .make && rm -f .make/setup-* && touch $@
 
-$(MODEL)/model.safetensors: scripts/make_tiny_model.py | $(SETUP)
-	$(BIN)/python scripts/make_tiny_model.py $(MODEL)
-
 # --enforce-eager: without it torch compiles C++ first (half a minute more, and it needs g++)
-demo: $(SETUP) $(MODEL)/model.safetensors ## build examples/manifest.jsonl into out/demo with real vLLM
+demo: $(SETUP) ## build examples/manifest.jsonl into out/demo with real vLLM
 	$(BIN)/earwitness build examples/manifest.jsonl out/demo --model $(MODEL) --dtype float32 --max-tokens 48 -- --enforce-eager
 
 check: $(SETUP) ## format, lint, strict types, import contracts, unit tests
@@ -42,8 +39,11 @@ check: $(SETUP) ## format, lint, strict types, import contracts, unit tests
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/unit
 
-test: check $(MODEL)/model.safetensors ## check, then every test: real vLLM, S3 and Prefect
+test: check ## check, then every test: real vLLM, S3 and Prefect
 	$(BIN)/python -m pytest tests/integration tests/e2e
+
+demo-model: $(SETUP) ## train the demo model from nothing into out/demo-model (under 40 minutes on 2 cores)
+	$(BIN)/python -m demo_model.train out/demo-model --seed 0
 
 format: $(SETUP) ## format the code and mend what ruff can mend
 	$(BIN)/ruff format .

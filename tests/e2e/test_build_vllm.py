@@ -17,13 +17,12 @@ import safetensors.numpy
 import earwitness
 
 HOUSE = Path(__file__).parents[2]
-MODEL = Path(os.environ.get("EARWITNESS_TEST_MODEL", HOUSE / ".make/tiny-model")).resolve()
-GOOD_ROWS = 16
+MODEL = Path(os.environ.get("EARWITNESS_TEST_MODEL", HOUSE / "demo_model/weights")).resolve()
+GOOD_ROWS = 18
 
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-    pytest.mark.skipif(not MODEL.is_dir(), reason=f"no model at {MODEL}: make demo makes it"),
 ]
 
 
@@ -78,6 +77,13 @@ def test_every_row_is_answered_or_rejected_with_its_reason(first):
     assert counts["rows"] == counts["answered"] + counts["rejected"] == GOOD_ROWS + 2
     assert counts["reasons"] == {"clip_missing": 1, "not_audio": 1}
     assert facts(output)["versions"]["engine"].startswith("0.")
+
+
+def test_every_answer_is_what_a_person_hears(first):
+    output, _ = first
+    heard = earwitness.load(str(output))
+    wrong = heard[heard["answer"] != heard["expected"]]
+    assert wrong.empty, wrong[["id", "answer", "expected"]]
 
 
 def test_a_line_for_each_answer_and_each_rejection_is_printed(first):

@@ -1,4 +1,4 @@
-"""The engine with the real vLLM and the tiny model, on the CPU."""
+"""The engine with the real vLLM and the demo model, on the CPU."""
 
 from __future__ import annotations
 
@@ -18,14 +18,11 @@ from earwitness.errors import EngineStartError
 from earwitness.records import Answer, Reason
 from earwitness.settings import EngineSettings, SamplingSettings
 
-MODEL = Path(os.environ.get("EARWITNESS_TEST_MODEL", ".make/tiny-model")).resolve()
+MODEL = Path(os.environ.get("EARWITNESS_TEST_MODEL", "demo_model/weights")).resolve()
 
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-    pytest.mark.skipif(
-        not MODEL.is_dir(), reason=f"no model at {MODEL}: scripts/make_tiny_model.py"
-    ),
 ]
 
 

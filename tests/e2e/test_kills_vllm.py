@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HOUSE = Path(__file__).parents[2]
-MODEL = Path(os.environ.get("EARWITNESS_TEST_MODEL", HOUSE / ".make/tiny-model")).resolve()
+MODEL = Path(os.environ.get("EARWITNESS_TEST_MODEL", HOUSE / "demo_model/weights")).resolve()
 LIMIT_S = 600
 GONE_WITHIN_S = 30
 MARKER = "EARWITNESS_TEST_RUN"

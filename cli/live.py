@@ -63,6 +63,13 @@ class Tally:
         return f"{self.generated:,} generated, {self.reused:,} reused, {self.rejected:,} rejected"
 
 
+class _Console(Console):
+    """Falls silent when nobody reads it any more; rich's own would end the thread it is used in."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class View:
     """Shows a build's events while it runs; a context manager.
 
@@ -71,7 +78,7 @@ class View:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or _Console(stderr=True, highlight=False)
         self.tally = Tally()
         self.closed = Closed(0, 0)
         self._lock = threading.Lock()

@@ -11,6 +11,7 @@ import os
 import shutil
 import threading
 from collections import defaultdict
+from concurrent.futures import wait
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from earwitness.settings import BuildSettings
 
 T = TypeVar("T")
+
+_LOOK_S = 2.0
 
 
 class ShardMemory:
@@ -88,13 +91,21 @@ class Runtime:
         )
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the runtime's loop and wait for it, from any thread."""
+        """Run a coroutine on the runtime's loop and wait for it, from any thread.
+
+        Raises:
+            FatalError: The loop has ended under it.
+        """
         future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            return future.result()
+            while self._thread.is_alive() and not future.done():
+                wait([future], timeout=_LOOK_S)
+            if future.done():
+                return future.result()
         except BaseException:
             future.cancel()
             raise
+        raise FatalError("the event loop of this process has ended; start again")
 
     def start_engine(self) -> None:
         """Begin starting the engine in the background; asking waits for it."""
@@ -133,6 +144,8 @@ class Runtime:
         await self.fetcher.close()
         for task in waiting:
             task.cancel()
+        if waiting:  # who waits for them in other threads is told before the loop stops
+            await asyncio.wait(waiting, timeout=_LOOK_S)
 
     def close(self) -> None:
         """Stop the engine and the workers, remove scratch. Safe to call twice, from any thread."""

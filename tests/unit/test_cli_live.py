@@ -60,3 +60,18 @@ def test_rows_told_twice_never_make_more_than_there_are():
         tell(Advanced(generated=3))
         tell(Advanced(generated=2))
     assert view.tally.done == 3
+
+
+def test_a_view_that_nobody_reads_any_more_falls_silent_and_harms_nobody():
+    view = View()
+    view.console.file = _Nobody()
+    view.say("unheard")
+    view.hear(EngineReady(1.0))
+    assert view.console.quiet
+
+
+class _Nobody(io.StringIO):
+    """A pipe whose reader has gone."""
+
+    def write(self, _text: str) -> int:
+        raise BrokenPipeError

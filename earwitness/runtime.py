@@ -21,7 +21,7 @@ from earwitness.engine.client import Engine
 from earwitness.errors import FatalError
 from earwitness.heap import bound_heap
 from earwitness.progress import Closed, tell
-from earwitness.scratch import make_scratch
+from earwitness.scratch import engine_log, make_scratch
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -87,6 +87,7 @@ class Runtime:
                 model,
                 scratch=self.scratch,
                 clips_per_prompt=settings.input.max_clips,
+                log_path=engine_log(),
             )
         )
 

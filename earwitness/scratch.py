@@ -1,4 +1,4 @@
-"""Local folders for what is under way; what a killed process leaves is swept by the next."""
+"""Local folders for what is under way, and engines' logs; what is left over is swept."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ SCRATCH_VARIABLE = "EARWITNESS_SCRATCH"
 
 _PREFIX = "earwitness-"
 _LOCK = "owner.lock"
+_LOGS_KEPT = 20
 
 
 def scratch_root() -> Path:
@@ -48,6 +50,20 @@ def make_scratch() -> tuple[Path, IO[str]]:
     lock = (made / _LOCK).open("w", encoding="utf-8")
     fcntl.flock(lock, fcntl.LOCK_EX)
     return made.rename(root / made.name[1:]), lock
+
+
+def engine_log() -> Path:
+    """A new file for an engine's output, readable by its owner alone; old ones are removed.
+
+    It outlives the build, so that what an engine died of can be read; the newest few are kept.
+    """
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    folder = Path(base) / "earwitness" / "engine-logs"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    logs = sorted(folder.glob("*.log"), key=lambda path: path.name)
+    for old in logs[: -_LOGS_KEPT + 1]:
+        old.unlink(missing_ok=True)
+    return folder / f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.log"
 
 
 def sweep_scratch(root: Path) -> int:

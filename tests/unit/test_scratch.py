@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from earwitness.scratch import make_scratch, scratch_folder, sweep_scratch
+from earwitness.scratch import engine_log, make_scratch, scratch_folder, sweep_scratch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,3 +47,13 @@ def test_others_folders_are_left_alone(tmp_path: Path):
 def test_nobody_else_may_read_scratch():
     with scratch_folder() as folder:
         assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_old_engine_logs_are_removed_and_new_ones_are_nobody_elses(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    folder = engine_log().parent
+    for number in range(40):
+        (folder / f"20200101T0000{number:02d}-1.log").touch()
+    assert not engine_log().exists()
+    assert len(list(folder.iterdir())) == 19
+    assert folder.stat().st_mode & 0o077 == 0

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_LOOK_S = 2.0
+_LOOK_S = 0.5
 
 
 class ShardMemory:

@@ -7,6 +7,6 @@ import os
 from hypothesis import settings
 
 # no deadlines: the machines tests run on are shared, and a slow moment is no bug
-settings.register_profile("quick", max_examples=30, deadline=None)
+settings.register_profile("quick", max_examples=15, deadline=None)
 settings.register_profile("thorough", max_examples=2_000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))

@@ -155,7 +155,7 @@ def same(stored_value: Any, value: Any) -> bool:
     return bool(stored_value == value) and (type(stored_value) is bool) == (type(value) is bool)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(chunks=st.lists(st.lists(_values, min_size=1, max_size=3), min_size=1, max_size=3))
 def test_any_json_values_come_back_equal(chunks: list[list[Any]]) -> None:
     fields = fields_of(*chunks)

@@ -211,14 +211,6 @@ class Store:
         with translated(self.uri(path)):
             return bool(self._fs.exists(self._path(path)))
 
-    def stamp(self, path: str) -> Stamp:
-        """Size and version of an object, without reading it.
-
-        Raises:
-            FileNotFoundError: There is no such object.
-        """
-        return stamp_of(self.uri(path))
-
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Objects below a folder.
 

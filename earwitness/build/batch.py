@@ -250,10 +250,3 @@ class Segment:
     def sightings(self) -> list[ClipSighting]:
         """What the batch's fetches told of its clips."""
         return [sighting_from_row(row) for row in json.loads(self.metadata[_SIGHTINGS_KEY])]
-
-
-def read_segment(build: Build, path: str) -> tuple[list[Decided], list[ClipSighting]]:
-    """Everything a segment holds."""
-    segment = Segment(build, path)
-    decided = [one for group in range(len(segment.rows)) for one in segment.read_group(group)]
-    return decided, segment.sightings()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from earwitness.build.batch import Decided, Segment
 from earwitness.build.layout import Counts, Receipt, receipt_path, work_path
 from earwitness.build.resolve import read_shard, segment_paths
-from earwitness.build.stages import FAILED_AT_LEAST, FAILED_SHARE
+from earwitness.build.stages import too_many_failed
 from earwitness.build.writers import RejectionsFile, ShardFile, data_files
 from earwitness.cache.tables import outcome_table, sighting_table
 from earwitness.errors import BuildDamagedError, LedgerError, ShardFailedError
@@ -145,7 +145,7 @@ class _Ledger:
     def check_passing(self) -> None:
         """Fail the shard when too much of it failed for reasons that will pass."""
         failed = self._passing.total()
-        if failed > max(FAILED_AT_LEAST - 1, self._clips * FAILED_SHARE):
+        if too_many_failed(failed, self._clips):
             told = ", ".join(f"{reason} {count}" for reason, count in self._passing.most_common())
             raise ShardFailedError(
                 f"{failed} of {self.counts.rows} rows failed for reasons that will pass ({told}); "

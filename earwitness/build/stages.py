@@ -145,13 +145,18 @@ def recall_duplicates(build: Build, memory: ShardMemory, rows: Sequence[RowState
                     row.outcome, row.reused = one.outcome, one.outcome.answer is not None
 
 
+def too_many_failed(failed: int, clips_in_shard: int) -> bool:
+    """Whether so many failures that will pass mean that the shard fails, not its records."""
+    return failed > max(FAILED_AT_LEAST - 1, clips_in_shard * FAILED_SHARE)
+
+
 def check_storage(memory: ShardMemory, clips_in_shard: int) -> None:
     """Fail a shard whose storage is down instead of rejecting its records.
 
     Raises:
         ShardFailedError: Too many clips failed to come for reasons that will pass.
     """
-    if memory.transient_failures > max(FAILED_AT_LEAST - 1, clips_in_shard * FAILED_SHARE):
+    if too_many_failed(memory.transient_failures, clips_in_shard):
         raise ShardFailedError(
             f"storage did not give {memory.transient_failures} of {clips_in_shard} clips; "
             "none of them is rejected: run the build again when the storage answers"
@@ -170,22 +175,18 @@ def key_rows(batch: Batch, question: str) -> None:
         row.cache_key = cache_key([sha for sha in hashes if sha], row.messages, question)
 
 
-def recall_rows(build: Build, rows: Sequence[RowState], near: str) -> int:
+def recall_rows(build: Build, rows: Sequence[RowState], near: str) -> None:
     """Decide records whose outcome is in the cache.
 
     Args:
         build: Gives the cache, the limits and the reasons to ask again.
         rows: Records with a cache key.
         near: Mark of the shard, to look where the last build put it first.
-
-    Returns:
-        How many were decided.
     """
     settings = build.plan.settings
     again = set(build.gates.retry_reasons)
     keys = [bytes.fromhex(row.cache_key) for row in rows if row.cache_key]
     found = build.outcomes.find(keys, near, final=lambda known: known["reason"] is None)
-    recalled = 0
     for row in rows:
         known = found.get(bytes.fromhex(row.cache_key)) if row.cache_key else None
         if known is None or known["reason"] in again:
@@ -193,8 +194,6 @@ def recall_rows(build: Build, rows: Sequence[RowState], near: str) -> int:
         outcome = outcome_from_row(row.cache_key, known)
         if still_right(outcome, settings.max_tokens, settings.engine.max_model_len):
             row.outcome, row.reused = outcome, True
-            recalled += 1
-    return recalled
 
 
 async def validate_batch(runtime: Runtime, batch: Batch, folder: Path) -> None:

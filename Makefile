@@ -17,7 +17,7 @@ ENGINE ?= $(shell if nvidia-smi >/dev/null 2>&1; then echo engine; else echo eng
 SETUP := .make/setup-$(ENGINE)
 MODEL := demo_model/weights
 
-.PHONY: help setup demo demo-model check test format constraints clean
+.PHONY: help setup demo up down demo-model check test test-integration test-e2e chaos fuzz format constraints clean
 
 help: ## say what each target does
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,6 +32,12 @@ $(SETUP): pyproject.toml constraints.txt scripts/setup.sh
 demo: $(SETUP) ## build examples/manifest.jsonl into out/demo with real vLLM
 	$(BIN)/earwitness build examples/manifest.jsonl out/demo --model $(MODEL) --dtype float32 --max-tokens 48 -- --enforce-eager
 
+up: $(SETUP) ## Prefect server, workers (real vLLM) and deployments on this machine; prints the UI's address
+	@$(BIN)/python -m deployments.local up
+
+down: ## stop what `make up` started
+	@$(BIN)/python -m deployments.local down
+
 check: $(SETUP) ## format, lint, strict types, import contracts, unit tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -39,8 +45,22 @@ check: $(SETUP) ## format, lint, strict types, import contracts, unit tests
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/unit
 
+# two at once: each waits for servers most of the time
 test: check ## check, then every test: real vLLM, S3 and Prefect
-	$(BIN)/python -m pytest tests/integration tests/e2e
+	@$(MAKE) --no-print-directory -j2 --output-sync=target test-integration test-e2e
+
+test-integration: $(SETUP) ## tests with real processes, S3 and Prefect; a stand-in for the engine
+	$(BIN)/python -m pytest tests/integration
+
+test-e2e: $(SETUP) ## tests with real vLLM, workers, and the UI in a browser
+	$(BIN)/python -m pytest tests/e2e
+
+chaos: $(SETUP) ## faults and attacks, seeded: MINUTES=15 SEED=1 (hours are welcome)
+	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),15) --seed $(or $(SEED),1)
+
+fuzz: $(SETUP) ## coverage-guided, of the manifest parser and the probe: FUZZ_S=600 seconds each
+	$(BIN)/python -m tests.fuzz manifest --seconds $(or $(FUZZ_S),600)
+	$(BIN)/python -m tests.fuzz headers --seconds $(or $(FUZZ_S),600)
 
 demo-model: $(SETUP) ## train the demo model from nothing into out/demo-model (under 40 minutes on 2 cores)
 	$(BIN)/python -m demo_model.train out/demo-model --seed 0
@@ -53,5 +73,6 @@ constraints: $(SETUP) ## write constraints.txt from what .venv holds now
 	$(BIN)/python scripts/freeze_constraints.py constraints.txt
 
 clean: ## remove .venv, caches and outputs
+	@if [ -d .make/up ]; then $(BIN)/python -m deployments.local down; fi
 	rm -rf .venv .make out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from cli.terminal import Terminal
+from earwitness.escaping import printable
 from earwitness.progress import (
     Advanced,
     Closed,
@@ -34,6 +36,7 @@ from earwitness.progress import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rich.console import Console
     from rich.progress import Task, TaskID
 
     from earwitness.progress import Event
@@ -63,7 +66,7 @@ class Tally:
         return f"{self.generated:,} generated, {self.reused:,} reused, {self.rejected:,} rejected"
 
 
-class _Console(Console):
+class _Console(Terminal):
     """Falls silent when nobody reads it any more; rich's own would end the thread it is used in."""
 
     def on_broken_pipe(self) -> None:
@@ -78,7 +81,7 @@ class View:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or _Console(stderr=True, highlight=False)
+        self.console = console or _Console(stderr=True)
         self.tally = Tally()
         self.closed = Closed(0, 0)
         self._lock = threading.Lock()
@@ -106,7 +109,7 @@ class View:
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line above the bars."""
-        self.console.print(Text(text, style=style), soft_wrap=True)
+        self.console.print(Text(printable(text), style=style), soft_wrap=True)
 
     def busy(self, text: str) -> None:
         """Say what is being waited for; empty: nothing any more."""
@@ -189,7 +192,7 @@ class _Bars:
 
     def __init__(self, console: Console) -> None:
         self._rows = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
             _Rate(),
@@ -199,7 +202,10 @@ class _Bars:
             transient=True,
         )
         self._wait = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
         )
         self._live = Live(
             Group(self._wait, self._rows), console=console, refresh_per_second=8, transient=True

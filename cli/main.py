@@ -23,6 +23,8 @@ _COMMANDS = {
     "status": ("OUTPUT", "Progress, unfinished shards, top rejections"),
     "show": ("OUTPUT ROW", "One row: conversation, answer or reason"),
     "retry": ("OUTPUT", "Run only what failed, or rejections with --reason"),
+    "gc": ("OUTPUT", "Remove old builds, and cached answers nobody uses"),
+    "worker": ("--pool NAME", "Take runs from a pool; lends them an engine"),
 }
 
 
@@ -90,15 +92,19 @@ def main() -> None:
 
 
 def _told(error: Exception) -> str:
-    from earwitness.errors import EarwitnessError
+    from earwitness.addresses import without_secrets
+    from earwitness.errors import EarwitnessError, disk_error
+    from earwitness.escaping import printable
 
     if isinstance(error, EarwitnessError):
-        return f"error: {error}"
+        return f"error: {printable(error, lines=True)}"
+    if isinstance(error, OSError) and (full := disk_error(error, str(error.filename or "a disk"))):
+        return f"error: {printable(full, lines=True)}"
     known = isinstance(error, OSError)
     kind = "error" if known else "unexpected error"
     hint = "" if known else f" ({DEBUG_VARIABLE}=1 shows where)"
     text = " ".join(str(error).split())
-    return f"{kind}: {type(error).__name__}: {text}{hint}"
+    return f"{kind}: {type(error).__name__}: {printable(without_secrets(text))}{hint}"
 
 
 if __name__ == "__main__":

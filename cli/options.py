@@ -26,6 +26,12 @@ _FLAGS: dict[Path, str] = {
 }
 """Options named otherwise than their field."""
 
+_OPPOSITES: dict[Path, str] = {("input", "trusted"): "--untrusted"}
+"""How an option is turned off, where a word says it better than `--no-`."""
+
+_REPEATED: frozenset[Path] = frozenset({("engine", "url"), ("input", "allow")})
+"""Lists whose option is given once for each item."""
+
 _NO_OPTION: frozenset[Path] = frozenset({("manifest",), ("output",), ("engine", "vllm_args")})
 """Arguments, and what follows `--`."""
 
@@ -77,7 +83,8 @@ class Option:
 
     def parameter(self) -> inspect.Parameter:
         """The option as typer reads it from a signature."""
-        flags = f"{self.flag}/--no-{self.flag[2:]}" if self.kind is bool else self.flag
+        off = _OPPOSITES.get(self.path, f"--no-{self.flag[2:]}")
+        flags = f"{self.flag}/{off}" if self.kind is bool else self.flag
         declared = typer.Option(
             flags, help=self.help, rich_help_panel=self.panel, metavar=_METAVARS.get(self.path)
         )
@@ -99,6 +106,7 @@ class Option:
 
 _METAVARS: dict[Path, str] = {
     ("engine", "url"): "URL",
+    ("input", "allow"): "WHERE",
     ("layout", "formats"): "parquet,jsonl",
     ("engine", "command"): "COMMAND",
 }
@@ -220,7 +228,7 @@ def _plain(annotation: Any) -> Any:
 
 def _kind(kind: Any, path: Path) -> Any:
     if get_origin(kind) is tuple:
-        return list[str] if path == ("engine", "url") else str
+        return list[str] if path in _REPEATED else str
     return kind
 
 

@@ -54,7 +54,7 @@ def dry(settings: BuildSettings, *, new: bool) -> None:
         *reason_lines({reason: found.rows for reason, found in report.rejections.items()}),
     ]
     print_table(lines)
-    output().print(_told(choice), soft_wrap=True, markup=False)
+    output().print(_told(choice), soft_wrap=True)
 
 
 def _choose(settings: BuildSettings, *, new: bool) -> Choice:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.build import Print  # noqa: TC001 - typer reads the annotation
-from cli.options import machinery, with_options
+from cli.build import Print, VllmFlags, collect
+from cli.options import all_options, machinery, with_options
 from cli.settings_file import make_settings, merge
 from cli.status import Where  # noqa: TC001 - typer reads the annotation
 
@@ -16,9 +16,17 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
+_OPTIONS = (
+    *machinery(),
+    # part of what a build is, and never taken from storage: it has to be said again
+    *(option for option in all_options() if option.path == ("engine", "trust_remote_code")),
+)
 
-@app.command(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
-@with_options(machinery())
+
+@app.command(
+    cls=VllmFlags, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@with_options(_OPTIONS)
 def retry(
     ctx: typer.Context,
     output: Where,
@@ -50,16 +58,25 @@ def retry(
 
     With --reason: a new build over the same rows, in which rejections with that reason are asked
     again and everything else is reused.
+
+    What could run other people's code (--trust-remote-code, some of vLLM's flags, after --) is not
+    taken from storage: it has to be said again.
     """
-    del ctx
+    given = collect(ctx, given, None, None)
     from cli.run import run_build
     from earwitness.build.retry import build_to_retry
+    from earwitness.build.stored import continued_engine
 
     source = _source(output, build, with_reason=bool(reason))
-    settings = source.plan.settings.model_dump(mode="json")
-    base = {**settings, "max_rejected": source.gates.max_rejected, "build": None}
+    engine = continued_engine(source.plan.settings.engine, given.get("engine", {}))
+    base = {
+        **source.plan.settings.model_dump(mode="json"),
+        "engine": engine.model_dump(mode="json"),
+        "max_rejected": source.gates.max_rejected,
+        "build": None,
+    }
     if source.plan.model["kind"] == "hub":  # its branch may have moved since
-        base["engine"] = {**settings["engine"], "revision": source.plan.model["version"]}
+        base["engine"]["revision"] = source.plan.model["version"]
     checked = make_settings(merge(base, given), None)
     target = build_to_retry(source, reason) if reason else source
     run_build(checked, target, rows_too=rows_too)

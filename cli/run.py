@@ -68,8 +68,10 @@ def _run(settings: BuildSettings, build: Build, view: View) -> Counts:
         view.busy("starting the build")
         names = type(settings).model_fields
         parameters: dict[str, Any] = {name: getattr(settings, name) for name in names}
-        flow = build_dataset.with_options(flow_run_name=build.id)
-        return Counts.model_validate(flow(**{**parameters, "build": build.id}))
+        # a function: a text would be a template
+        flow = build_dataset.with_options(flow_run_name=lambda: build.id)
+        state = flow(**{**parameters, "build": build.id}, return_state=True)
+        return Counts.model_validate(state.result())
 
 
 def _import(module: str) -> None:

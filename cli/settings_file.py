@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cli.options import flag_of
+from earwitness.escaping import printable
 from earwitness.settings import BuildSettings
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def usage(lines: Iterable[str]) -> NoReturn:
     """Say what is wrong with the command and end with status 2."""
     for line in lines:
-        sys.stderr.write(f"error: {line}\n")
+        sys.stderr.write(f"error: {printable(line)}\n")
     raise typer.Exit(2)
 
 

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.status import Where  # noqa: TC001 - typer reads the annotation
+from earwitness.escaping import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from earwitness.build.show import RowResult
     from earwitness.records import Json, Message, PlannedRow
+
+_MARGIN = 11
+"""As wide as what stands before a turn or an answer."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -52,7 +56,8 @@ def _print_record(console: Console, planned: PlannedRow) -> None:
     from rich.text import Text
 
     for number, clip in enumerate(planned.clips):
-        console.print(Text.assemble((f"clip {number + 1}  ", "dim"), clip), soft_wrap=True)
+        shown = Text.assemble((f"clip {number + 1}  ", "dim"), printable(clip))
+        console.print(shown, soft_wrap=True)
     if planned.rejection is not None and planned.record is not None:
         line = json.dumps(planned.record, ensure_ascii=False)
         console.print(Text.assemble(("record  ", "dim"), line), soft_wrap=True)
@@ -64,20 +69,27 @@ def _print_turn(console: Console, message: Message) -> None:
     line = Text(f"{message['role']:>9}  ", style="cyan")
     for part in message["content"]:
         if part["type"] == "text":
-            line.append(part["text"], style="default")
+            line.append(_below(part["text"]), style="default")
         else:
             line.append(f"[clip {part['clip'] + 1}] ", style="magenta")
     console.print(line, soft_wrap=True)
+
+
+def _below(text: str) -> str:
+    """A text whose further lines stand below its first one: they cannot pass for lines of ours."""
+    return printable(text, lines=True).replace("\n", f"\n{' ' * _MARGIN}")
 
 
 def _print_result(console: Console, result: RowResult) -> None:
     from rich.text import Text
 
     if result.answer is not None:
-        line = Text.assemble(("   answer  ", "green"), result.answer)
+        line = Text.assemble(("   answer  ", "green"), _below(result.answer))
     elif result.rejection is not None:
         why = result.rejection
-        line = Text.assemble((f" rejected  {why.reason}", "red"), f" at {why.stage}: {why.detail}")
+        line = Text.assemble(
+            (f" rejected  {why.reason}", "red"), f" at {why.stage}: {_below(why.detail)}"
+        )
     else:
         line = Text("     open  not decided yet", style="yellow")
     console.print(line, soft_wrap=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.text import Text
 
+from cli.terminal import Terminal
 from earwitness.build.show import all_rows, question_of, read_planned
+from earwitness.escaping import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,9 +22,9 @@ _SECONDS_AN_HOUR = 3600
 _MINUTE_S = 60
 
 
-def output() -> Console:
+def output() -> Terminal:
     """Standard output; long lines stay whole where it is no terminal."""
-    return Console(highlight=False)
+    return Terminal()
 
 
 def print_summary(build: Build, counts: Counts, closed: Closed) -> None:
@@ -47,9 +48,9 @@ def print_summary(build: Build, counts: Counts, closed: Closed) -> None:
     )
     print_table(lines)
     console = output()
-    console.print(f"data: {build.store.uri('data')}", soft_wrap=True, markup=False)
+    console.print(f"data: {build.store.uri('data')}", soft_wrap=True)
     if counts.rejected:
-        console.print(f"rejected: {build.store.uri('rejected')}", soft_wrap=True, markup=False)
+        console.print(f"rejected: {build.store.uri('rejected')}", soft_wrap=True)
 
 
 def reason_lines(reasons: dict[str, int]) -> list[tuple[str, str]]:
@@ -65,7 +66,7 @@ def print_table(lines: Iterable[tuple[str, str]]) -> None:
     console = output()
     for name, value in rows:
         line = Text(f"{name:<{width}}  ", style="" if name.startswith(" ") else "bold")
-        console.print(line.append(value, style="not bold"), soft_wrap=True)
+        console.print(line.append(printable(value), style="not bold"), soft_wrap=True)
 
 
 def duration(seconds: float) -> str:
@@ -87,7 +88,7 @@ def print_rows(build: Build) -> None:
 
 
 def _row_line(planned: PlannedRow, result: RowResult) -> Text:
-    clips = ", ".join(clip.rpartition("/")[2] for clip in planned.clips)
+    clips = one_line(", ".join(clip.rpartition("/")[2] for clip in planned.clips))
     line = Text(f"{result.row:>4}  ", style="dim")
     if result.rejection is not None:
         line.append(f"rejected: {result.rejection.reason}", style="red")
@@ -101,6 +102,5 @@ def _row_line(planned: PlannedRow, result: RowResult) -> Text:
 
 
 def one_line(text: Any) -> str:
-    """A text without its line breaks and control characters."""
-    words = " ".join(str(text).split())
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in words)
+    """A text without its line breaks, and with control characters made visible."""
+    return printable(" ".join(str(text).split()))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,9 +20,13 @@ from earwitness.scratch import scratch_folder
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from earwitness.engine.guardian import Guarded
+
 _START_TIMEOUT_S = 180.0
 _ANSWER_TIMEOUT_S = 15.0
 _PROBE_S = 0.1
+_LOOK_S = 1.0
+_MOST_RESTARTS = 5
 _REQUEST_TIMEOUT_S = 5.0
 
 _ALONE = {
@@ -64,9 +70,10 @@ def prefect_api(meanwhile: Callable[[], None] = lambda: None) -> Iterator[str]:
         Its address. Prefect uses it for everything inside the block.
 
     Raises:
-        FatalError: The configured one does not answer, or ours does not start.
+        FatalError: The configured one does not answer, or goes away; or ours does not start.
     """
     from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
         PREFECT_API_URL,
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
         get_current_settings,
@@ -77,27 +84,49 @@ def prefect_api(meanwhile: Callable[[], None] = lambda: None) -> Iterator[str]:
     if configured:
         meanwhile()
         _wait(configured, _ANSWER_TIMEOUT_S, lambda: True, _unreachable(configured))
-        yield configured
+        with _told_when_gone(configured):
+            yield configured
         return
     # nobody watches heartbeats there, and each flow run would wait a second for its own to end
     own: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    # everyone on the machine can reach the loopback, and the database holds more than this build
+    own[PREFECT_API_AUTH_STRING] = login = f"earwitness:{secrets.token_urlsafe(24)}"
     with (
-        _own_server(meanwhile) as address,
+        _own_server(login, meanwhile) as address,
         temporary_settings({PREFECT_API_URL: address, **own}),
     ):
         try:
-            yield address
+            with _told_when_gone(address):
+                yield address
         finally:
             _flush()
 
 
 @contextmanager
-def _own_server(meanwhile: Callable[[], None]) -> Iterator[str]:
+def _told_when_gone(address: str) -> Iterator[None]:
+    import httpx
+
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise FatalError(
+            f"the Prefect API at {address} does not answer any more ({error}); what is done stays "
+            "done: run the same command again"
+        ) from error
+
+
+@contextmanager
+def _own_server(login: str, meanwhile: Callable[[], None]) -> Iterator[str]:
     port = free_port()
     address = f"http://127.0.0.1:{port}/api"
     with scratch_folder() as folder:
         log = folder / "server.log"
-        server = start_guarded(_command(port), log_path=log, env=_ALONE)
+        env = {**_ALONE, "PREFECT_SERVER_API_AUTH_STRING": login}
+
+        def start() -> Guarded:
+            return start_guarded(_command(port), log_path=log, env=env, private=True)
+
+        server = start()
         try:
             meanwhile()
             failed = f"the Prefect server did not start within {_START_TIMEOUT_S:g} s"
@@ -105,9 +134,37 @@ def _own_server(meanwhile: Callable[[], None]) -> Iterator[str]:
                 lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
                 why = next((line for line in reversed(lines) if line.strip()), "it said nothing")
                 raise FatalError(f"the Prefect server did not start: {why.strip()}")
-            yield address
+            with _kept_alive(server, start):
+                yield address
         finally:
             server.stop()
+
+
+@contextmanager
+def _kept_alive(server: Guarded, start: Callable[[], Guarded]) -> Iterator[None]:
+    """Start a server that dies again: Prefect's client tries for a minute, and its runs are kept.
+
+    Args:
+        server: It runs already, and is its owner's to stop.
+        start: Starts another in its place.
+    """
+    ended = threading.Event()
+    others: list[Guarded] = []
+
+    def watch() -> None:
+        while not ended.wait(_LOOK_S) and len(others) < _MOST_RESTARTS:
+            if not (others or [server])[-1].alive():
+                others.append(start())
+
+    watcher = threading.Thread(target=watch, name="prefect-server", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        for other in others:
+            other.stop()
 
 
 def _command(port: int) -> list[str]:
@@ -120,7 +177,7 @@ def _command(port: int) -> list[str]:
 def _wait(address: str, timeout_s: float, alive: Callable[[], bool], failed: str) -> bool:
     """Wait until the API answers; False when `alive()` says that it never will."""
     limit = time.monotonic() + timeout_s
-    while not _answers(f"{address.rstrip('/')}/health"):
+    while not answers(f"{address.rstrip('/')}/health"):
         if not alive():
             return False
         if time.monotonic() > limit:
@@ -129,7 +186,12 @@ def _wait(address: str, timeout_s: float, alive: Callable[[], bool], failed: str
     return True
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """True when a server answers at an address, if only to refuse.
+
+    Args:
+        url: The address.
+    """
     request = urllib.request.Request(url)  # noqa: S310 - the user's own address, or ours
     try:
         with urllib.request.urlopen(request, timeout=_REQUEST_TIMEOUT_S):  # noqa: S310 - as above

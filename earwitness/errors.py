@@ -8,6 +8,7 @@
     └── FatalError                  a person has to change something first
         ├── SettingsError               a setting is wrong or contradicts another
         ├── ManifestError               the manifest as a whole cannot be read
+        ├── DiskError                   a disk is full, or may only be read
         ├── CredentialsError            object storage refused the credentials themselves
         ├── EngineStartError            the engine did not come up; carries vLLM's own reason
         ├── ModelIdentityError          the model cannot be named or is not the one declared
@@ -24,14 +25,25 @@ processes (an exception with keyword-only arguments does not).
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
+
+from earwitness.addresses import without_secrets
+from earwitness.escaping import printable
 
 if TYPE_CHECKING:
     from earwitness.records import Rejection
 
 
 class EarwitnessError(Exception):
-    """Base of all of earwitness's own errors; its text is meant for a person."""
+    """Base of all of earwitness's own errors; its text is meant for a person.
+
+    It ends up on terminals, in logs and in rejections, and quotes strangers: passwords and
+    signatures of addresses are blotted out, control characters made visible.
+    """
+
+    def __str__(self) -> str:
+        return printable(without_secrets(super().__str__()), lines=True)
 
 
 class TransientError(EarwitnessError):
@@ -73,6 +85,33 @@ class ManifestError(FatalError):
     """The manifest as a whole cannot be read (not one bad line of it)."""
 
 
+class DiskError(FatalError):
+    """A disk is full, or may only be read."""
+
+
+_DISK_TROUBLE = {
+    errno.ENOSPC: "there is no space left in",
+    errno.EDQUOT: "the quota is used up in",
+    errno.EROFS: "the disk is read-only under",
+}
+
+
+def disk_error(error: OSError, where: str) -> DiskError | None:
+    """What to tell of an error that is the disk's.
+
+    Args:
+        error: As the system raised it.
+        where: Folder, file or address that was written to.
+
+    Returns:
+        The error to raise; None: it is another trouble.
+    """
+    trouble = _DISK_TROUBLE.get(error.errno or 0)
+    if trouble is None:
+        return None
+    return DiskError(f"{trouble} {where}: mend that, then run again; what is done stays done")
+
+
 class CredentialsError(FatalError):
     """Object storage refused the credentials themselves, not one object."""
 
@@ -92,7 +131,7 @@ class EngineStartError(FatalError):
 
     def __str__(self) -> str:
         where = f"\nThe engine's whole output: {self.log}" if self.log else ""
-        return f"the engine did not start: {self.reason}{where}"
+        return f"the engine did not start: {printable(without_secrets(self.reason))}{where}"
 
 
 class ModelIdentityError(FatalError):

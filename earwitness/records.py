@@ -28,11 +28,13 @@ class Reason(StrEnum):
     BAD_ENCODING = "bad_encoding"
     LINE_TOO_LONG = "line_too_long"
     NOT_AN_OBJECT = "not_an_object"
+    TOO_MANY_FIELDS = "too_many_fields"
     # plan: the clips it names
     NO_AUDIO = "no_audio"
     BAD_AUDIO = "bad_audio"
     TOO_MANY_CLIPS = "too_many_clips"
     BAD_URI = "bad_uri"
+    ADDRESS_REFUSED = "address_refused"  # also at resolve and fetch: links, redirects, DNS
     # plan: the conversation
     NO_CONVERSATION = "no_conversation"
     BAD_CONVERSATION = "bad_conversation"

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from earwitness.audio.fetch import ClipFetcher
 from earwitness.audio.workers import DecodePool
 from earwitness.engine.client import Engine
+from earwitness.engine.shared import shared_engine
 from earwitness.errors import FatalError
 from earwitness.heap import bound_heap
 from earwitness.progress import Closed, tell
-from earwitness.scratch import engine_log, make_scratch
+from earwitness.scratch import engine_log, make_scratch, remove_scratch
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from earwitness.audio.fetch import FetchedClip
-    from earwitness.records import Outcome
+    from earwitness.records import Json, Outcome
     from earwitness.settings import BuildSettings
 
 T = TypeVar("T")
@@ -59,15 +60,19 @@ class Runtime:
 
     Args:
         settings: The build's settings, resolved.
-        model: The name requests are sent under; None: whatever given engines serve.
+        model: The name requests are sent under; None: whatever given engines serve. A worker's
+            engine is asked under its own name for the model.
 
     Attributes:
         downloads: Clips fetched so far.
+        access: Where clips may come from.
     """
 
     def __init__(self, settings: BuildSettings, model: str | None) -> None:
         bound_heap()
         self.settings = settings
+        # who names engines in the settings means those
+        self._shared = None if settings.engine.url else shared_engine()
         self.scratch, self._scratch_lock = make_scratch()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="earwitness-io")
@@ -79,15 +84,20 @@ class Runtime:
         self._closing = threading.Lock()
         self._closed = False
         self.downloads = 0
-        self.fetcher: ClipFetcher = self.run(_in_loop(ClipFetcher))
+        self.access = settings.access()
+        timeout_s = settings.input.clip_timeout_s
+        self.fetcher: ClipFetcher = self.run(
+            _in_loop(ClipFetcher, access=self.access, timeout_s=timeout_s)
+        )
         self.engine: Engine = self.run(
             _in_loop(
                 Engine,
                 settings.engine,
-                model,
+                model if self._shared is None else None,
                 scratch=self.scratch,
                 clips_per_prompt=settings.input.max_clips,
                 log_path=engine_log(),
+                shared=self._shared,
             )
         )
 
@@ -107,6 +117,15 @@ class Runtime:
             future.cancel()
             raise
         raise FatalError("the event loop of this process has ended; start again")
+
+    def check_model(self, planned: Json) -> None:
+        """Make sure that a worker's engine serves the model a build was planned for.
+
+        Raises:
+            ModelIdentityError: It serves another one.
+        """
+        if self._shared is not None:
+            self._shared.check_model(planned)
 
     def start_engine(self) -> None:
         """Begin starting the engine in the background; asking waits for it."""
@@ -163,7 +182,7 @@ class Runtime:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
-            shutil.rmtree(self.scratch, ignore_errors=True)
+            remove_scratch(self.scratch)
             self._scratch_lock.close()
 
 
@@ -179,6 +198,11 @@ def current() -> Runtime:
     if _current is None:
         raise FatalError("tasks run inside build_dataset or build_shard: no runtime is open")
     return _current
+
+
+def is_running() -> bool:
+    """True when a flow of this process has opened a runtime."""
+    return _current is not None
 
 
 @contextmanager

@@ -5,11 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from earwitness.errors import disk_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,21 +38,48 @@ def scratch_folder() -> Iterator[Path]:
     """A folder for what is being written; what a killed process leaves is swept by the next."""
     folder, lock = make_scratch()
     try:
-        yield folder
+        with scratch_errors():
+            yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_scratch(folder)
         lock.close()
+
+
+def remove_scratch(folder: Path) -> None:
+    """Remove a scratch folder, its lock last: when killed on the way, the next sweep goes on."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != _LOCK:
+                path.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_scratch() -> tuple[Path, IO[str]]:
     """A scratch folder of our own, readable by nobody else; folders of dead owners are removed."""
-    root = scratch_root()
-    sweep_scratch(root)
-    # under a name that nobody sweeps until it is locked
-    made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=root))
-    lock = (made / _LOCK).open("w", encoding="utf-8")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return made.rename(root / made.name[1:]), lock
+    with scratch_errors():
+        root = scratch_root()
+        sweep_scratch(root)
+        # under a name that nobody sweeps until it is locked
+        made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=root))
+        lock = (made / _LOCK).open("w", encoding="utf-8")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return made.rename(root / made.name[1:]), lock
+
+
+@contextmanager
+def scratch_errors() -> Iterator[None]:
+    """Tell of a full or read-only disk by the scratch folder's name, and how to name another."""
+    try:
+        yield
+    except OSError as error:
+        root = os.environ.get(SCRATCH_VARIABLE) or tempfile.gettempdir()
+        where = f"the scratch folder {root} ({SCRATCH_VARIABLE} names another)"
+        full = disk_error(error, where)
+        if full is not None:
+            raise full from error
+        raise
 
 
 def engine_log() -> Path:
@@ -57,13 +87,52 @@ def engine_log() -> Path:
 
     It outlives the build, so that what an engine died of can be read; the newest few are kept.
     """
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    folder = Path(base) / "earwitness" / "engine-logs"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = _state_folder("engine-logs")
     logs = sorted(folder.glob("*.log"), key=lambda path: path.name)
     for old in logs[: -_LOGS_KEPT + 1]:
         old.unlink(missing_ok=True)
     return folder / f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.log"
+
+
+def results_folder() -> Path:
+    """Where a worker's flow runs keep Prefect's result objects, readable by their owner alone."""
+    return _state_folder("results")
+
+
+def sweep_results(folder: Path, *, older_than_s: float) -> int:
+    """Remove result objects that no retry will look for any more.
+
+    Args:
+        folder: Where they lie.
+        older_than_s: Age from which on they go.
+
+    Returns:
+        How many were removed.
+    """
+    oldest_s = time.time() - older_than_s
+    swept = 0
+    for path in folder.rglob("*"):
+        try:
+            if path.is_file() and path.stat().st_mtime < oldest_s:
+                path.unlink()
+                swept += 1
+        except OSError:
+            continue  # another worker of this machine was faster
+    return swept
+
+
+def _state_folder(name: str) -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    folder = Path(base) / "earwitness" / name
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder
+
+
+def _is_own_folder(path: Path) -> bool:
+    status = path.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
 
 
 def sweep_scratch(root: Path) -> int:
@@ -78,9 +147,12 @@ def sweep_scratch(root: Path) -> int:
     swept = 0
     for lock_path in root.glob(f"{_PREFIX}*/{_LOCK}"):
         try:
-            with lock_path.open("w", encoding="utf-8") as lock:
+            # everyone may make folders there: what is another's, or a link, is not touched
+            if not _is_own_folder(lock_path.parent):
+                continue
+            with os.fdopen(os.open(lock_path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock_path.parent, ignore_errors=True)
+                remove_scratch(lock_path.parent)
                 swept += 1
         except OSError:
             continue  # its owner lives, or it is another user's

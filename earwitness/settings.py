@@ -11,7 +11,10 @@ import json
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from earwitness.access import AccessPolicy, check_allowed, make_policy
+from earwitness.addresses import parent_uri
 
 QUESTIONS = {
     "caption": "Describe the sound in this audio clip.",
@@ -23,8 +26,19 @@ DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant."
 """Qwen2-Audio's own default system prompt (its chat template adds it when none is given)."""
 
 
+def _allowed(entry: str) -> str:
+    check_allowed(entry)
+    return entry
+
+
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        # in a form a setting has the name it has everywhere else
+        field_title_generator=lambda name, _field: name,
+    )
 
 
 class TooLong(StrEnum):
@@ -61,6 +75,14 @@ class InputSettings(_Model):
     """A manifest line longer than this is rejected unread."""
     max_clips: Annotated[int, Field(ge=1)] = 16
     """A record with more clips than this is rejected; also the engine's limit per prompt."""
+    trusted: bool | None = None
+    """A trusted manifest may name any local file and any host; one that is not, only folders below
+    `audio_root`, public addresses and what `allow` names. Default: a local manifest is trusted."""
+    allow: tuple[Annotated[str, AfterValidator(_allowed)], ...] = ()
+    """Where clips may come from besides: a folder (with a slash), a host, `host:port`, an address
+    or a network (`10.0.0.0/8`)."""
+    clip_timeout_s: Annotated[float, Field(gt=0)] = 300
+    """One attempt at fetching one clip may take this long."""
 
 
 class AudioSettings(_Model):
@@ -136,8 +158,13 @@ class EngineSettings(_Model):
     """How long the engine may take to start."""
     request_timeout_s: Annotated[float, Field(gt=0)] = 600
     """A request unanswered for this long is given up (a transient rejection)."""
+    stall_timeout_s: Annotated[float, Field(gt=0)] = 300
+    """An engine with requests in flight that shows no sign of life for this long is restarted."""
     max_restarts: Annotated[int, Field(ge=0)] = 5
     """How often an engine that dies is started again within one build."""
+    shards_on: str | None = None
+    """Deployment that answers shards on a worker pool. Default: `build-shard/gpu` when the build
+    itself runs as a deployment; otherwise shards are answered here."""
 
 
 class LayoutSettings(_Model):
@@ -157,6 +184,8 @@ class LayoutSettings(_Model):
     """Records a batch: the unit of pipelining and of checkpoints."""
     window_batches: Annotated[int, Field(ge=1, le=64)] = 3
     """Batches in flight at once; bounds memory, scratch and what a kill can cost."""
+    shards_in_flight: Annotated[int, Field(ge=1, le=1000)] = 32
+    """Shards handed to a worker pool at once; the others wait their turn in the build's run."""
 
 
 class BuildSettings(_Model):
@@ -199,6 +228,15 @@ class BuildSettings(_Model):
             raise ValueError(message)
         return self
 
+    def access(self) -> AccessPolicy:
+        """Where clips may come from; symbolic links are resolved as this machine has them."""
+        return make_policy(
+            self.manifest,
+            self.input.audio_root or parent_uri(self.manifest),
+            trusted=self.input.trusted,
+            allow=self.input.allow,
+        )
+
     def frozen(self) -> dict[str, Any]:
         """What makes a build this build: two runs that differ here are different builds.
 
@@ -226,9 +264,12 @@ class BuildSettings(_Model):
                     "command",
                     "start_timeout_s",
                     "request_timeout_s",
+                    "stall_timeout_s",
                     "max_restarts",
+                    "shards_on",
                 },
-                "layout": {"window_batches"},
+                "input": {"clip_timeout_s"},
+                "layout": {"window_batches", "shards_in_flight"},
             },
         )
 

@@ -2,142 +2,56 @@
 
 from __future__ import annotations
 
-import errno
 import io
+import math
 import os
 import posixpath
 import secrets
 import shutil
-from contextlib import contextmanager
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
-from earwitness.addresses import absolute_uri, local_path, split_protocol
-from earwitness.errors import CredentialsError, FatalError, StorageUnavailableError
-from earwitness.records import Stamp
+from earwitness.addresses import absolute_uri, split_protocol
+from earwitness.errors import EarwitnessError, FatalError
+from earwitness.storage_calls import S3, abort_uploads, asked, filesystem, open_file, write_limit
+from earwitness.storage_errors import translated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from earwitness.errors import EarwitnessError
+T = TypeVar("T")
 
-CREDENTIAL_CODES = frozenset(
-    {
-        "ExpiredToken",
-        "ExpiredTokenException",
-        "InvalidAccessKeyId",
-        "InvalidToken",
-        "SignatureDoesNotMatch",
-        "TokenRefreshRequired",
-    }
-)
-"""S3 error codes that refuse the credentials themselves, not one object."""
-
-_PASSING_ERRNOS = frozenset(
-    {
-        errno.EAGAIN,
-        errno.EBUSY,
-        errno.ECONNABORTED,
-        errno.ECONNREFUSED,
-        errno.ECONNRESET,
-        errno.EHOSTUNREACH,
-        errno.EIO,
-        errno.ENETUNREACH,
-        errno.EPIPE,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-    }
-)
-_PASSING_MODULES = ("aiohttp.", "botocore.", "aiobotocore.", "urllib3.")
 _HALF_WRITTEN = ".tmp-"
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_DELETERS = 16
 
 
-@lru_cache(maxsize=64)
-def _filesystem(protocol: str) -> Any:
-    import fsspec
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An object in a listing.
 
-    try:
-        # listings must be fresh: other machines write into the same prefixes
-        return fsspec.filesystem(protocol, use_listings_cache=False)
-    except ImportError as error:
-        raise FatalError(f"{protocol}:// needs a package that is not installed: {error}") from error
-
-
-def filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec file system for a URI and the URI's path on it.
-
-    Raises:
-        FatalError: fsspec lacks the package for this protocol.
+    Attributes:
+        size_bytes: Its size.
+        modified_s: When it was written, in seconds since the epoch; infinite where storage does
+            not say, so that it never counts as old.
     """
-    protocol = split_protocol(uri)
-    if protocol == "file":
-        return _filesystem("file"), str(local_path(uri).absolute())
-    try:
-        fs = _filesystem(protocol)
-    except ValueError as error:
-        raise FatalError(f"nothing here can open {protocol}:// addresses ({uri})") from error
-    return fs, cast("str", fs._strip_protocol(uri))  # noqa: SLF001 - fsspec's way to split a URL
+
+    size_bytes: int
+    modified_s: float
 
 
-def _error_code(error: BaseException) -> str:
-    """The S3 error code a translated error came from, or an empty string."""
-    cause: BaseException | None = error
-    while cause is not None:
-        response = getattr(cause, "response", None)
-        if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
-        cause = cause.__cause__
-    return ""
-
-
-def translate_error(error: BaseException, uri: str) -> EarwitnessError | None:
-    """What a storage library's error means for us.
-
-    Args:
-        error: What the library raised.
-        uri: The object it was about.
-
-    Returns:
-        `StorageUnavailableError` when it may pass, `CredentialsError` when the credentials
-        themselves were refused, `FatalError` for a full disk; None when it says something about
-        the object alone (missing, access denied) or nothing known.
-    """
-    name = type(error).__name__
-    code = _error_code(error)
-    if code in CREDENTIAL_CODES or name in {"NoCredentialsError", "PartialCredentialsError"}:
-        return CredentialsError(
-            f"the storage of {uri} refused the credentials ({code or name}); "
-            "they come from the environment (for S3 AWS_ACCESS_KEY_ID, AWS_PROFILE, …)"
-        )
-    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
-        return None
-    number = error.errno if isinstance(error, OSError) else None
-    if number in _FULL:
-        return FatalError(f"no space left for {uri}")
-    module = f"{type(error).__module__}."
-    passing = (
-        isinstance(error, TimeoutError | ConnectionError)
-        or number in _PASSING_ERRNOS
-        or code in {"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout"}
-        or (module.startswith(_PASSING_MODULES) and not code)
-    )
-    if passing:
-        return StorageUnavailableError(f"{uri}: {name}: {error}")
-    return None
-
-
-@contextmanager
-def translated(uri: str) -> Iterator[None]:
-    """Raise our own errors for what storage libraries raise inside the block."""
-    try:
-        yield
-    except Exception as error:
-        ours = translate_error(error, uri)
-        if ours is None:
-            raise
-        raise ours from error
+def _modified_s(info: dict[str, Any]) -> float:
+    for name in ("mtime", "LastModified", "last_modified", "updated"):
+        known = info.get(name)
+        if isinstance(known, datetime):
+            return known.timestamp()
+        if isinstance(known, int | float):
+            return float(known)
+    return math.inf
 
 
 class Store:
@@ -151,7 +65,8 @@ class Store:
         self.root = absolute_uri(root).rstrip("/")
         self._fs, self._base = filesystem(self.root)
         self._base = self._base.rstrip("/")
-        self.local = split_protocol(root) == "file"
+        self._protocol = split_protocol(root)
+        self.local = self._protocol == "file"
 
     def uri(self, path: str) -> str:
         """The full address of an object."""
@@ -164,6 +79,19 @@ class Store:
         """The store rooted at a folder inside this one."""
         return Store(self.uri(path))
 
+    def _asked(self, path: str, call: Callable[[], T]) -> T:
+        with self._permitted(path):
+            return asked(self.uri(path), call)
+
+    @contextmanager
+    def _permitted(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except PermissionError as error:
+            if self.local:
+                raise
+            raise FatalError(f"no permission for {self.uri(path)}: {error}") from error
+
     def read_bytes(self, path: str) -> bytes:
         """An object's bytes.
 
@@ -171,13 +99,16 @@ class Store:
             FileNotFoundError: There is no such object.
             StorageUnavailableError: Storage does not answer now.
         """
-        with translated(self.uri(path)):
-            return cast("bytes", self._fs.cat_file(self._path(path)))
+        # one request: s3fs would ask for a large object's parts, which may be of two versions
+        whole = {"max_concurrency": 1} if self._protocol in S3 else {}
+        return cast(
+            "bytes", self._asked(path, lambda: self._fs.cat_file(self._path(path), **whole))
+        )
 
     def open(self, path: str) -> BinaryIO:
-        """An object opened for reading, seekable."""
-        with translated(self.uri(path)):
-            return cast("BinaryIO", self._fs.open(self._path(path), "rb"))
+        """An object opened for reading, seekable; see `open_file`."""
+        with self._permitted(path):
+            return open_file(self.uri(path))
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """Write an object whole: readers see all of it or the one before it.
@@ -186,11 +117,14 @@ class Store:
             StorageUnavailableError: Storage does not answer now.
             FatalError: The disk is full.
         """
-        with translated(self.uri(path)):
+
+        def write() -> None:
             if self.local:
                 _replace_file(Path(self._path(path)), io.BytesIO(data))
             else:
-                self._fs.pipe_file(self._path(path), data)
+                self._fs.pipe_file(self._path(path), data, **write_limit(self._protocol, len(data)))
+
+        self._asked(path, write)
 
     def upload(self, source: Path, path: str) -> None:
         """Write a local file as an object, whole; the source stays.
@@ -199,41 +133,58 @@ class Store:
             StorageUnavailableError: Storage does not answer now.
             FatalError: The disk is full.
         """
-        with translated(self.uri(path)):
+
+        def write() -> None:
             if self.local:
                 with source.open("rb") as file:
                     _replace_file(Path(self._path(path)), file)
             else:
-                self._fs.put_file(str(source), self._path(path))
+                limit = write_limit(self._protocol, source.stat().st_size)
+                self._fs.put_file(str(source), self._path(path), **limit)
+
+        self._asked(path, write)
 
     def exists(self, path: str) -> bool:
         """True when the object is there."""
-        with translated(self.uri(path)):
-            return bool(self._fs.exists(self._path(path)))
+        return bool(self._asked(path, lambda: self._fs.exists(self._path(path))))
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Objects below a folder.
+        """Objects below a folder; storage may list one a while after it was written.
 
         Returns:
             Path relative to the store → size in bytes, sorted; empty when the folder is missing.
         """
-        with translated(self.uri(prefix)):
-            try:
-                found = self._fs.find(self._path(prefix), detail=True)
-            except FileNotFoundError:
-                return {}
-        start = len(self._base) + 1
-        sizes = {name[start:]: int(info["size"] or 0) for name, info in found.items()}
         half_written = f"/{_HALF_WRITTEN}"
-        return {path: sizes[path] for path in sorted(sizes) if half_written not in f"/{path}"}
+        return {
+            path: entry.size_bytes
+            for path, entry in self.entries(prefix).items()
+            if half_written not in f"/{path}"
+        }
+
+    def entries(self, prefix: str = "") -> dict[str, Entry]:
+        """Everything below a folder, also what is only half written.
+
+        Returns:
+            Path relative to the store → size and time, sorted; empty when the folder is missing.
+        """
+        try:
+            found = self._asked(prefix, lambda: self._fs.find(self._path(prefix), detail=True))
+        except FileNotFoundError:
+            return {}
+        start = len(self._base) + 1
+        return {
+            name[start:]: Entry(int(found[name]["size"] or 0), _modified_s(found[name]))
+            for name in sorted(found)
+            # s3fs gives the folder itself where its first object appears during the call
+            if found[name]["type"] != "directory"
+        }
 
     def folders(self, prefix: str = "") -> list[str]:
         """Names of the folders directly below a folder, sorted."""
-        with translated(self.uri(prefix)):
-            try:
-                entries = self._fs.ls(self._path(prefix), detail=True)
-            except FileNotFoundError:
-                return []
+        try:
+            entries = self._asked(prefix, lambda: self._fs.ls(self._path(prefix), detail=True))
+        except FileNotFoundError:
+            return []
         return sorted(
             posixpath.basename(entry["name"].rstrip("/"))
             for entry in entries
@@ -243,47 +194,37 @@ class Store:
     def delete(self, paths: Iterable[str]) -> None:
         """Delete objects; those already gone are fine."""
         for path in paths:
-            with translated(self.uri(path)):
-                try:
-                    self._fs.rm_file(self._path(path))
-                except FileNotFoundError:
-                    continue
+            with suppress(FileNotFoundError):
+                self._asked(path, partial(self._fs.rm_file, self._path(path)))
+
+    def delete_many(self, paths: Sequence[str]) -> None:
+        """Delete objects, many at once; those already gone are fine."""
+        with ThreadPoolExecutor(_DELETERS) as pool:
+            list(pool.map(lambda path: self.delete([path]), paths))
 
     def sweep(self, prefix: str) -> None:
         """Delete what killed processes left half written below a folder."""
         if self.local:
             for path in Path(self._path(prefix)).rglob(f"{_HALF_WRITTEN}*"):
                 path.unlink(missing_ok=True)
+        elif self._protocol in S3:
+            # housekeeping: tried once; servers differ in what they say where there are none
+            with suppress(EarwitnessError, OSError), translated(self.uri(prefix)):
+                abort_uploads(self._fs, self._path(prefix))
 
     def delete_folder(self, prefix: str) -> None:
         """Delete everything below a folder and the folder itself."""
-        with translated(self.uri(prefix)):
-            try:
-                self._fs.rm(self._path(prefix), recursive=True)
-            except FileNotFoundError:
-                return
-
-
-def stamp_of(uri: str) -> Stamp:
-    """Size and version of an object, without reading it.
-
-    Raises:
-        FileNotFoundError: There is no such object.
-        StorageUnavailableError: Storage does not answer now.
-    """
-    if split_protocol(uri) == "file":
-        status = local_path(uri).stat()
-        return Stamp(status.st_size, f"{status.st_mtime_ns}:{status.st_ino}")
-    with translated(uri):
-        fs, path = filesystem(uri)
-        info = fs.info(path)
-    version = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime")
-    return Stamp(int(info.get("size") or 0), str(version or "").strip('"'))
+        with suppress(FileNotFoundError):
+            self._asked(prefix, lambda: self._fs.rm(self._path(prefix), recursive=True))
 
 
 def _replace_file(path: Path, source: BinaryIO) -> None:
-    """Write a local file atomically and durably (temporary file, fsync, rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a local file atomically and durably.
+
+    A temporary file, its fsync, the rename, and the folder's fsync: without the last a power cut
+    may take the name back, while what was written after it stays.
+    """
+    _make_folder(path.parent)
     temporary = path.parent / f"{_HALF_WRITTEN}{secrets.token_hex(6)}"
     try:
         with temporary.open("wb") as file:
@@ -294,3 +235,21 @@ def _replace_file(path: Path, source: BinaryIO) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, durably."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # some network file systems cannot, and need not
+            os.fsync(number)
+    finally:
+        os.close(number)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 from prefect import flow
+from prefect.runtime import flow_run
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
-from earwitness.errors import ShardFailedError, StorageUnavailableError
-from earwitness.runtime import running
+from earwitness.addresses import absolute_uri
+from earwitness.build.choose import run_build_id
+from earwitness.build.prepare import build_name
+from earwitness.errors import SettingsError
 from earwitness.settings import (
     DEFAULT_SYSTEM_PROMPT,
     AudioSettings,
@@ -17,30 +23,53 @@ from earwitness.settings import (
     LayoutSettings,
     SamplingSettings,
 )
-from flows.build_shard import build_shard
-from tasks.plan import PlannedBuild, plan
-from tasks.publish import publish
+from flows.cancelling import cancel_shards
+from flows.finish import finish_build
+from tasks.plan import plan
 
 _ENGINE, _SAMPLING, _AUDIO = EngineSettings(), SamplingSettings(), AudioSettings()
 _INPUT, _LAYOUT = InputSettings(), LayoutSettings()
 
 
-@flow(name="build-dataset", retries=0, persist_result=False)
+Text = str | SkipJsonSchema[None]
+"""An optional text: a plain box in the UI's form, where an empty one means that nothing is said."""
+
+
+def _run_name() -> str:
+    """A build's run bears the build's id."""
+    given: dict[str, Any] = flow_run.parameters
+    started = flow_run.scheduled_start_time or datetime.now(tz=UTC)
+    try:
+        layout = LayoutSettings.model_validate(given.get("layout", {}))
+        name = build_name(absolute_uri(given["output"]), layout)
+        return run_build_id(given.get("build"), name, started, flow_run.id or "")
+    except (ValueError, SettingsError):  # said where it can be read: by the flow and its plan
+        return str(flow_run.name)
+
+
+@flow(
+    name="build-dataset",
+    flow_run_name=_run_name,
+    on_cancellation=[cancel_shards],
+    retries=0,
+    persist_result=False,
+    result_serializer="json",
+)
 def build_dataset(
     manifest: str,
     output: str,
     *,
-    model: str | None = None,
-    question: str | None = None,
+    model: Text = "",
+    question: Text = "",
     system_prompt: str = DEFAULT_SYSTEM_PROMPT,
-    max_tokens: int = 256,
-    max_rejected: float = 0.5,
-    build: str | None = None,
-    engine: EngineSettings = _ENGINE,
+    max_tokens: Annotated[int, Field(ge=1)] = 256,
+    max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    build: Text = "",
     sampling: SamplingSettings = _SAMPLING,
     audio: AudioSettings = _AUDIO,
     input: InputSettings = _INPUT,  # noqa: A002 - the setting's name everywhere
     layout: LayoutSettings = _LAYOUT,
+    engine: EngineSettings = _ENGINE,
 ) -> dict[str, Any]:
     """Answer every record of a manifest and publish the dataset.
 
@@ -53,40 +82,19 @@ def build_dataset(
         max_tokens: Longest answer, in tokens.
         max_rejected: Publish only if at most this share of the rows is rejected.
         build: Id of the build to make or continue. Default: made from the scheduled start.
-        engine: The engine: its addresses, or how vLLM is started.
         sampling: How answers are sampled.
         audio: Limits and policies for clips.
         input: How to read the manifest.
         layout: How the build is cut up and written.
+        engine: The engine: its addresses, or how vLLM is started. On a pool its worker decides.
 
     Returns:
         The build's ledger.
     """
-    settings = BuildSettings(**locals())
-    planned = plan(settings)
-    with running(planned.settings, planned.model):
-        build_shards(planned)
-        return publish.submit(planned.uri).result()
-
-
-def build_shards(planned: PlannedBuild) -> None:
-    """Do the shards that are left, one after the other.
-
-    A shard whose storage is down does not keep the others from being done; what concerns them
-    all (the engine, the credentials) ends the run.
-
-    Args:
-        planned: The build, and which of its shards have no receipt.
-
-    Raises:
-        ShardFailedError: Some shards failed; the others are done.
-    """
-    failures: list[str] = []
-    for shard in planned.shards:
-        try:
-            build_shard(planned.uri, shard)
-        except (ShardFailedError, StorageUnavailableError) as error:
-            failures.append(f"shard {shard}: {error}")
-    if failures:
-        left = f" (and {len(failures) - 1} more shards)" if len(failures) > 1 else ""
-        raise ShardFailedError(f"{failures[0]}{left}")
+    given: dict[str, Any] = {
+        **locals(),
+        "model": model or None,
+        "question": question or None,
+        "build": build or None,
+    }
+    return finish_build(plan(BuildSettings(**given)))

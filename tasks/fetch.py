@@ -7,7 +7,6 @@ from prefect import task
 from earwitness.build.batch import BatchRef, load_batch, save_batch
 from earwitness.build.layout import Build, shard_mark
 from earwitness.build.stages import (
-    check_storage,
     fetch_batch,
     key_rows,
     recall_duplicates,
@@ -26,8 +25,7 @@ def fetch(batch: BatchRef, clips_in_shard: int) -> BatchRef:
     records = load_batch(folder, "resolve")
     clips = folder / "clips"
     clips.mkdir(parents=True, exist_ok=True)
-    runtime.run(fetch_batch(runtime, memory, records, clips))
-    check_storage(memory, clips_in_shard)
+    runtime.run(fetch_batch(runtime, memory, records, clips, clips_in_shard=clips_in_shard))
     key_rows(records, build.plan.question_digest)
     recall_rows(build, records.open_rows(), shard_mark(batch.shard))
     recall_duplicates(build, memory, records.open_rows())

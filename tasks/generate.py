@@ -9,7 +9,7 @@ from prefect import task
 
 from earwitness.build.batch import BatchRef, load_batch, write_segment
 from earwitness.build.layout import Build
-from earwitness.build.stages import forget_batch, generate_batch
+from earwitness.build.stages import forget_batch, generate_batch, recall_duplicates
 from earwitness.identity import KEY_VERSION
 from earwitness.runtime import current
 from tasks.retrying import retrying
@@ -29,9 +29,7 @@ def _asked(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
     name="generate",
     task_run_name="generate batch {batch.batch}",
     cache_key_fn=_asked,
-    persist_result=True,
-    result_serializer="json",
-    **retrying,
+    **{**retrying, "persist_result": True},
 )
 def generate(batch: BatchRef) -> BatchRef:
     """Ask what is still open and write the batch's segment of outcomes."""
@@ -41,7 +39,9 @@ def generate(batch: BatchRef) -> BatchRef:
     memory = runtime.memory(batch.build, batch.shard)
     folder = runtime.batch_folder(batch.build, batch.shard, batch.batch)
     records = load_batch(folder, "decode")
-    decided = runtime.run(generate_batch(runtime, memory, records, folder / "audio"))
+    # once more: what earlier batches asked may have been answered since this one was fetched
+    recall_duplicates(build, memory, records.open_rows())
+    decided = runtime.run(generate_batch(runtime, build, memory, records, folder / "audio"))
     write_segment(build, batch.segment, decided, records.sightings)
     forget_batch(memory, records, batch.segment)
     shutil.rmtree(folder, ignore_errors=True)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any, cast
 
 from prefect import task
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 
-from earwitness.build.layout import Build, Gates
+from earwitness.addresses import absolute_uri, without_secrets
+from earwitness.build.choose import existing_build, run_build_id
+from earwitness.build.layout import Build, Plan
 from earwitness.build.plan import plan_build, plan_identity
-from earwitness.build.prepare import resolve_model, resolve_settings
+from earwitness.build.prepare import build_name, resolve_model, resolve_settings
+from earwitness.build.retry import unpublished_build
+from earwitness.build.stored import continued_engine
+from earwitness.credentials import check_engine
 from earwitness.errors import SettingsError
-from earwitness.identity import build_id
 from earwitness.progress import Advanced, Planned, tell
-from earwitness.settings import BuildSettings  # noqa: TC001 - Prefect reads the annotation
+from earwitness.settings import BuildSettings, EngineSettings  # noqa: TC001 - Prefect reads them
 from tasks.retrying import retrying
 
 
@@ -37,13 +42,18 @@ class PlannedBuild:
     settings: BuildSettings
 
 
-@task(name="plan", task_run_name="plan {settings.manifest}", **retrying)
+def _run_name(parameters: dict[str, Any]) -> str:
+    return f"plan {without_secrets(parameters['settings'].manifest)}"
+
+
+@task(name="plan", task_run_name=cast("Any", _run_name), **retrying)
 def plan(settings: BuildSettings) -> PlannedBuild:
     """Read and lint the manifest, freeze it as shards; nothing is planned twice."""
     settings = resolve_settings(settings)
     name, model = resolve_model(settings)
     started = flow_run.scheduled_start_time or datetime.now(tz=UTC)
-    chosen = settings.build or build_id(settings.layout.name or "build", started, flow_run.id or "")
+    wanted = build_name(settings.output, settings.layout)
+    chosen = run_build_id(settings.build, wanted, started, flow_run.id or "")
     build = Build(settings.output, chosen)
     resumed = build.store.exists("plan.json")
     frozen = plan_build(build, settings, model, started.astimezone(UTC))
@@ -52,14 +62,53 @@ def plan(settings: BuildSettings) -> PlannedBuild:
             f"{build.id} was planned with other settings or another model; leave out --build "
             "to start a build with these"
         )
-    build.set_gates(Gates(**{**build.gates.model_dump(), "max_rejected": settings.max_rejected}))
+    return _begin(build, name, settings, settings.max_rejected, resumed=resumed)
+
+
+@task(name="plan", task_run_name="take up the build", **retrying)
+def take_up(
+    output: str, build: str | None, max_rejected: float | None, engine: EngineSettings
+) -> PlannedBuild:
+    """Find a build that was planned earlier; nothing of it is planned anew."""
+    check_engine(engine)
+    output = absolute_uri(output)
+    found = existing_build(output, build) if build else unpublished_build(output)
+    settings = _continued(found.plan.settings, engine)
+    name, _ = resolve_model(settings) if settings.engine.url else (settings.model, None)
+    return _begin(found, name or "", settings, max_rejected, resumed=True)
+
+
+def _begin(
+    build: Build, model: str, settings: BuildSettings, max_rejected: float | None, *, resumed: bool
+) -> PlannedBuild:
+    """Set a planned build's gate, and tell what of it is done."""
+    if max_rejected is not None:
+        build.set_gates(build.gates.model_copy(update={"max_rejected": max_rejected}))
+    frozen = build.plan
     tell(Planned(build.id, frozen.rows, len(frozen.shards), resumed))
     missing = build.missing_shards()
     tell(Advanced(**_done(build, missing)))
-    if model.kind == "hub":  # the engine must serve the very commit the keys are made with
-        engine = settings.engine.model_copy(update={"revision": model.version})
-        settings = settings.model_copy(update={"engine": engine})
-    return PlannedBuild(build.uri, frozen.rows, missing, name, settings)
+    return PlannedBuild(build.uri, frozen.rows, missing, model, _pinned(settings, frozen))
+
+
+def _continued(planned: BuildSettings, engine: EngineSettings) -> BuildSettings:
+    """The settings a build was planned with, and for the engine's machinery what is given now."""
+    given = {name: getattr(engine, name) for name in engine.model_fields_set}
+    # a run of a deployment starts no engine: its shards go to workers, which have their own
+    told = {"shards_on": True, **given} if deployment.id else given
+    taken_up = continued_engine(planned.engine, told).model_copy(update=given)
+    changed = planned.model_copy(update={"engine": taken_up})
+    if changed.frozen_digest() != planned.frozen_digest():
+        raise SettingsError("a build goes on with the engine arguments it was planned with")
+    return changed
+
+
+def _pinned(settings: BuildSettings, frozen: Plan) -> BuildSettings:
+    """Settings whose engine serves the very commit the keys are made with."""
+    if frozen.model["kind"] != "hub":
+        return settings
+    engine = settings.engine.model_copy(update={"revision": frozen.model["version"]})
+    return settings.model_copy(update={"engine": engine})
 
 
 def _done(build: Build, missing: list[int]) -> dict[str, int]:

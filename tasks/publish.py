@@ -6,17 +6,22 @@ from typing import Any
 
 from prefect import task
 
-from earwitness.build.layout import Build
+from earwitness.build.layout import Build, Counts
 from earwitness.build.publish import publish_build
-from earwitness.runtime import current
+from tasks.artifacts import post_summary
 from tasks.retrying import retrying
 from tasks.telling import told
 
 
-@task(name="publish", **retrying)
+@task(name="publish", task_run_name="publish", **retrying)
 def publish(build: str) -> dict[str, Any]:
     """Verify receipts, digests and ledger; write build.json and card; move latest.json."""
-    facts = publish_build(Build.at(build), current().engine_version())
-    counts: dict[str, Any] = facts["counts"]
-    message = f"{counts['answered']:,} answers, {counts['rejected']:,} rejections published"
-    return told(counts, message)
+    whole = Build.at(build)
+    counts: dict[str, Any] = publish_build(whole)["counts"]
+    post_summary(whole, Counts.model_validate(counts))
+    return told(counts, build_message(counts))
+
+
+def build_message(counts: dict[str, Any]) -> str:
+    """What a published build holds: `19,993 answers, 7 rejections published`."""
+    return f"{counts['answered']:,} answers, {counts['rejected']:,} rejections published"

@@ -29,5 +29,8 @@ retrying: dict[str, Any] = {
     "retry_delay_seconds": RETRY_DELAY_SECONDS,
     "retry_jitter_factor": RETRY_JITTER_FACTOR,
     "retry_condition_fn": _may_pass,
+    # also where Prefect is told to keep results by default, which it does as pickle
+    "persist_result": False,
+    "result_serializer": "json",
 }
 """Keyword arguments of every task that touches storage or the engine."""

@@ -12,7 +12,6 @@ Numeric rules, each with where it comes from:
 
 from __future__ import annotations
 
-import errno
 import math
 import secrets
 import wave
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from earwitness.audio.probe import check_duration, max_duration_s, open_clip
-from earwitness.errors import BadRecordError, FatalError
+from earwitness.errors import BadRecordError, disk_error
 from earwitness.records import Reason, Rejection, Stage
 from earwitness.settings import Silence, TooLong
 
@@ -67,7 +66,7 @@ def decode(path: Path, destination: Path, policy: AudioSettings) -> DecodedClip:
     Raises:
         BadRecordError: At `decode`: `truncated`, `not_finite`, `silent`, `clip_too_short`,
             `clip_too_long`, `decode_failed`.
-        FatalError: The scratch folder's disk is full.
+        DiskError: The scratch folder's disk is full.
     """
     with open_clip(path, Stage.DECODE) as sound:
         rate_hz = sound.sample_rate_hz
@@ -170,8 +169,9 @@ def _write(destination: Path, pcm: NDArray[np.int16], rate_hz: int) -> None:
         temporary.replace(destination)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise FatalError(f"no space left in {destination.parent}") from error
+        full = disk_error(error, f"the scratch folder {destination.parent}")
+        if full is not None:
+            raise full from error
         raise
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from earwitness.audio.sink import ClipSink
 from earwitness.audio.source import retried
 from earwitness.audio.sources import ClipSources
+from earwitness.audio.stat import stat_clips
+from earwitness.patience import Patience
 from earwitness.records import Reason, Rejection, Stage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from earwitness.audio.source import Found
+    from earwitness.access import AccessPolicy
+    from earwitness.audio.pace import Pace
+    from earwitness.audio.source import ClipSource, Found
     from earwitness.errors import StorageUnavailableError
     from earwitness.records import Stamp
 
@@ -46,12 +51,22 @@ class ClipFetcher:
     Args:
         concurrency: How many clips at once.
         timeout_s: How long one attempt at one clip may take.
+        access: Where clips may come from. Default: from public addresses and object storage.
+        pace: How slow a web server may be. Default: see `Pace`.
     """
 
-    def __init__(self, concurrency: int = DEFAULT_CONCURRENCY, *, timeout_s: float = 300.0) -> None:
-        self._sources = ClipSources(concurrency)
+    def __init__(
+        self,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        *,
+        timeout_s: float = 300.0,
+        access: AccessPolicy | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        self._sources = ClipSources(concurrency, access=access, pace=pace)
         self._slots = asyncio.Semaphore(concurrency)
         self._timeout_s = timeout_s
+        self._patience: dict[ClipSource, Patience] = defaultdict(Patience)
 
     async def fetch(self, uri: str, folder: Path, max_bytes: int) -> FetchedClip:
         """Bring one clip to `folder/<sha256>`.
@@ -66,19 +81,21 @@ class ClipFetcher:
 
         Raises:
             BadRecordError: `clip_missing`, `access_denied`, `clip_empty`, `clip_too_large`,
-                `bad_uri`.
+                `bad_uri`, `address_refused`.
             StorageUnavailableError: Storage failed at every attempt.
             CredentialsError: Storage refused the credentials themselves.
             FatalError: The scratch folder's disk is full.
         """
         async with self._slots:
             return await retried(
-                lambda: self._fetch_once(uri, folder, max_bytes), timeout_s=self._timeout_s
+                lambda: self._fetch_once(uri, folder, max_bytes),
+                self._patience[self._sources.of(uri)],
+                timeout_s=self._timeout_s,
             )
 
     async def stat(self, uri: str) -> Found:
         """What storage says of one clip; see `earwitness.audio.stat.stat_clips`."""
-        return (await self._sources.of(uri).stat([uri]))[uri]
+        return (await stat_clips([uri], sources=self._sources))[uri]
 
     async def close(self) -> None:
         """Let go of connections and threads."""

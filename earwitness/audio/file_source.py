@@ -7,18 +7,23 @@ import os
 import stat as stats
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from earwitness.access import outside
 from earwitness.addresses import local_path
 from earwitness.audio.sink import CHUNK_BYTES
-from earwitness.audio.source import Found, bad_uri, missing, raise_ours
+from earwitness.audio.source import Found, bad_uri, missing, raise_ours, refused
 from earwitness.errors import BadRecordError, StorageUnavailableError
 from earwitness.records import Stage, Stamp
-from earwitness.storage import filesystem, stamp_of, translated
+from earwitness.storage_calls import filesystem, stamp_of
+from earwitness.storage_errors import translated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from io import FileIO
 
+    from earwitness.access import AccessPolicy
     from earwitness.audio.sink import ClipSink
 
 TRUSTED_AGE_NS = 2_000_000_000
@@ -26,22 +31,30 @@ TRUSTED_AGE_NS = 2_000_000_000
 
 
 class FileSource:
-    """Local files."""
+    """Local files.
 
-    def __init__(self, threads: int) -> None:
+    Args:
+        threads: How many at once.
+        access: Which of them may be read.
+    """
+
+    def __init__(self, threads: int, access: AccessPolicy) -> None:
+        self._access = access
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="clips")
 
     async def fetch(self, uri: str, sink: ClipSink) -> Stamp | None:
         """See `ClipSource.fetch`."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, _read_file, uri, sink)
+        return await loop.run_in_executor(self._threads, _read_file, self._access, uri, sink)
 
     async def stat(self, uris: Sequence[str]) -> dict[str, Found]:
         """See `ClipSource.stat`."""
         loop = asyncio.get_running_loop()
         # a few hundred at once: handing each one alone to a thread costs more than asking
         parts = [uris[start : start + 256] for start in range(0, len(uris), 256)]
-        jobs = [loop.run_in_executor(self._threads, _stat_files, part) for part in parts]
+        jobs = [
+            loop.run_in_executor(self._threads, _stat_files, self._access, part) for part in parts
+        ]
         found: dict[str, Found] = {}
         for result in await asyncio.gather(*jobs):
             found.update(result)
@@ -74,9 +87,9 @@ class AnySource:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _read_file(uri: str, sink: ClipSink) -> Stamp | None:
+def _read_file(access: AccessPolicy, uri: str, sink: ClipSink) -> Stamp | None:
     try:
-        file = open(local_path(uri), "rb", buffering=0, opener=_not_waiting)  # noqa: SIM115 - closed below
+        file = _open(access, uri)
     except ValueError:
         raise BadRecordError(bad_uri(uri)) from None
     except OSError as error:
@@ -98,6 +111,44 @@ def _read_file(uri: str, sink: ClipSink) -> Stamp | None:
     return Stamp(after.st_size, _version(after))
 
 
+def _open(access: AccessPolicy, uri: str) -> FileIO:
+    if access.trusted:
+        return open(local_path(uri), "rb", buffering=0, opener=_not_waiting)
+    place = _place(access, uri, Stage.FETCH)
+    try:
+        # the very file that was judged, whatever its name leads to by now
+        return open(_link(place), "rb", buffering=0, opener=_not_waiting)
+    finally:
+        os.close(place)
+
+
+def _place(access: AccessPolicy, uri: str, stage: Stage) -> int:
+    """A descriptor of a file that may be read, with which it is not open yet.
+
+    Raises:
+        BadRecordError: `address_refused`, also where there is no such file.
+    """
+    path = local_path(uri)
+    try:
+        place = os.open(path, os.O_PATH)
+    except OSError:
+        if not access.holds(os.path.realpath(path)):
+            raise BadRecordError(refused(uri, outside(), stage)) from None
+        raise
+    try:
+        allowed = access.holds(str(_link(place).readlink()))
+    except OSError:  # without /proc nobody can tell
+        allowed = False
+    if not allowed:
+        os.close(place)
+        raise BadRecordError(refused(uri, outside(), stage))
+    return place
+
+
+def _link(descriptor: int) -> Path:
+    return Path(f"/proc/self/fd/{descriptor}")
+
+
 def _not_waiting(path: str, flags: int) -> int:
     # a named pipe would be waited for until somebody writes into it
     return os.open(path, flags | os.O_NONBLOCK)
@@ -107,18 +158,30 @@ def _version(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns}:{status.st_ino}"
 
 
-def _stat_files(uris: Sequence[str]) -> dict[str, Found]:
-    return {uri: _stat_file(uri) for uri in uris}
+def _stat_files(access: AccessPolicy, uris: Sequence[str]) -> dict[str, Found]:
+    return {uri: _stat_file(access, uri) for uri in uris}
 
 
-def _stat_file(uri: str) -> Found:
+def _stat_file(access: AccessPolicy, uri: str) -> Found:
     try:
-        status = local_path(uri).stat()
+        status = _status(access, uri)
+    except BadRecordError as error:
+        return error.rejection
     except (FileNotFoundError, NotADirectoryError):
         return missing(uri, Stage.RESOLVE)
     except (OSError, ValueError):
         return None
     return Stamp(status.st_size, _version(status)) if stats.S_ISREG(status.st_mode) else None
+
+
+def _status(access: AccessPolicy, uri: str) -> os.stat_result:
+    if access.trusted:
+        return local_path(uri).stat()
+    place = _place(access, uri, Stage.RESOLVE)
+    try:
+        return os.fstat(place)
+    finally:
+        os.close(place)
 
 
 def _any_stamp(uri: str) -> Stamp | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _AUDIO_MAGIC = (
@@ -48,6 +48,9 @@ _SLACK_BYTES = 64
 """Some writers count their own header (44 bytes in WAV) into the length they announce."""
 _UNKNOWN_LENGTH = 0x7FFFF000
 """Writers to a pipe announce this (sox) or 0xFFFFFFFF (ffmpeg): the length was not known."""
+_UNKNOWN_LENGTH_64 = 2**62
+_MAX_CHUNKS = 10_000
+"""A file in more pieces than this, most of them empty, is not searched to its end."""
 _OGG_PAGE_MAX = 27 + 255 + 255 * 255
 
 
@@ -101,8 +104,9 @@ def _is_text(head: bytes) -> bool:
 def missing_bytes(path: Path) -> int:
     """How many bytes a container's own header announces beyond the end of the file.
 
-    Decoders read a cut WAV, AIFF, MP4 or Ogg file up to its end without a word; the announced
-    length tells. Other containers (FLAC, MP3, WebM) announce a duration, which decoding checks.
+    Decoders read a cut WAV, AIFF, MP4 or Ogg file (and some others) up to its end without a word;
+    the announced length tells. Other containers (FLAC, MP3, WebM) announce a duration, which
+    decoding checks.
 
     Args:
         path: The clip.
@@ -113,32 +117,94 @@ def missing_bytes(path: Path) -> int:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(12)
-        if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-            end = _chunk_end(file, b"data", "little")
-        elif head[:4] == b"FORM" and head[8:12] in {b"AIFF", b"AIFC"}:
-            end = _chunk_end(file, b"SSND", "big")
-        elif head[4:8] == b"ftyp":
-            end = _boxes_end(file, size)
-        elif head[:4] == b"OggS":
-            end = _last_page_end(file, size)
-        else:
-            return 0
+        end = _announced_end(file, head, size)
     missing = end - size
     return missing if missing > _SLACK_BYTES or (missing > 0 and head[:4] == b"OggS") else 0
 
 
-def _chunk_end(file: BinaryIO, wanted: bytes, order: str) -> int:
+def _announced_end(file: BinaryIO, head: bytes, size: int) -> int:
+    """Where the file should end by its own account; 0 when it gives none."""
+    if head[4:8] == b"ftyp":
+        return _boxes_end(file, size)
+    if head[:4] == b"OggS":
+        return _last_page_end(file, size)
+    reader = _ENDS.get(head[:4])
+    return reader(file, head) if reader else 0
+
+
+def _riff_end(file: BinaryIO, head: bytes) -> int:
+    if head[8:12] == b"WAVE":
+        return _chunk_end(file, b"data", "little")
+    length = int.from_bytes(head[4:8], "little") if head[8:12] == b"AVI " else 0
+    return 8 + length if 0 < length < _UNKNOWN_LENGTH else 0
+
+
+def _aiff_end(file: BinaryIO, head: bytes) -> int:
+    return _chunk_end(file, b"SSND", "big") if head[8:12] in {b"AIFF", b"AIFC"} else 0
+
+
+def _au_end(_file: BinaryIO, head: bytes) -> int:
+    length = int.from_bytes(head[8:12], "big")
+    return int.from_bytes(head[4:8], "big") + length if length < _UNKNOWN_LENGTH else 0
+
+
+def _w64_end(file: BinaryIO, _head: bytes) -> int:
+    """Sony Wave64: like RIFF, with 16 bytes of name and 8 of length."""
+    file.seek(16)
+    length = int.from_bytes(file.read(8), "little")
+    return length if length < _UNKNOWN_LENGTH_64 else 0
+
+
+def _chunk_end(file: BinaryIO, wanted: bytes, order: Literal["little", "big"]) -> int:
     """Where the chunk that holds the samples should end; 0 when not announced."""
     offset = 12
-    while True:
+    for _ in range(_MAX_CHUNKS):
         file.seek(offset)
         head = file.read(8)
         if len(head) < 8:  # noqa: PLR2004 - four letters and a length
             return 0
-        length = int.from_bytes(head[4:], "little" if order == "little" else "big")
+        length = int.from_bytes(head[4:], order)
         if head[:4] == wanted:
             return 0 if length >= _UNKNOWN_LENGTH else offset + 8 + length
         offset += 8 + length + length % 2
+    return 0
+
+
+def _rf64_end(file: BinaryIO, _head: bytes) -> int:
+    """Where an RF64 file should end: its first chunk, `ds64`, says so in 64 bits."""
+    file.seek(12)
+    head = file.read(16)
+    length = int.from_bytes(head[8:16], "little")
+    known = head[:4] == b"ds64" and 0 < length < _UNKNOWN_LENGTH_64
+    return 8 + length if known else 0
+
+
+def _caf_end(file: BinaryIO, _head: bytes) -> int:
+    size = os.fstat(file.fileno()).st_size
+    offset = 8
+    for _ in range(_MAX_CHUNKS):
+        file.seek(offset)
+        head = file.read(12)
+        if len(head) < 12:  # noqa: PLR2004 - four letters and a length
+            return 0
+        length = int.from_bytes(head[4:], "big")
+        # samples may say -1: up to the end of the file
+        if length >= _UNKNOWN_LENGTH_64:
+            return 0
+        offset += 12 + length
+        if head[:4] == b"data" or offset > size:
+            return offset
+    return 0
+
+
+_ENDS: dict[bytes, Callable[[BinaryIO, bytes], int]] = {
+    b"RIFF": _riff_end,
+    b"RF64": _rf64_end,
+    b"riff": _w64_end,
+    b"FORM": _aiff_end,
+    b".snd": _au_end,
+    b"caff": _caf_end,
+}
 
 
 def _boxes_end(file: BinaryIO, size: int) -> int:
@@ -148,7 +214,9 @@ def _boxes_end(file: BinaryIO, size: int) -> int:
 def _box_ends(file: BinaryIO, size: int) -> Iterator[int]:
     """Where each of an MP4's outermost boxes should end."""
     offset = 0
-    while offset < size:
+    for _ in range(_MAX_CHUNKS):
+        if offset >= size:
+            return
         file.seek(offset)
         head = file.read(16)
         length = int.from_bytes(head[:4], "big")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+import aiohttp
 import s3fs
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 from fsspec.config import conf
 
 from earwitness.audio.sink import CHUNK_BYTES
 from earwitness.audio.source import Found, bad_uri, missing, raise_ours, retried
-from earwitness.errors import BadRecordError
+from earwitness.errors import BadRecordError, StorageUnavailableError
+from earwitness.patience import Patience
 from earwitness.records import Stage, Stamp
-from earwitness.storage import translate_error
+from earwitness.storage_errors import translate_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +29,8 @@ DENSE = 16
 WANTED_PER_PAGE = 8
 """A listing goes on while it costs at most one page for this many wanted clips."""
 
-_ERRORS = (BotoCoreError, ClientError, OSError)
+# a body cut short comes as aiohttp's own error
+_ERRORS = (BotoCoreError, ClientError, aiohttp.ClientError, OSError)
 
 
 class S3Source:
@@ -38,7 +41,7 @@ class S3Source:
     """
 
     def __init__(self, connections: int) -> None:
-        # s3fs and we try again; a third layer of retries only makes an outage longer to notice
+        # we try again, for a minute; layers of retries below ours would make many minutes of it
         config = {"max_pool_connections": connections, "retries": {"total_max_attempts": 1}}
         config.update(conf.get("s3", {}).get("config_kwargs", {}))
         self._fs = s3fs.S3FileSystem(
@@ -47,6 +50,8 @@ class S3Source:
             use_listings_cache=False,
             config_kwargs=config,
         )
+        self._fs.retries = 1
+        self._patience = Patience()
         self._slots = asyncio.Semaphore(connections)
         self._client: Any = None
         self._starting = asyncio.Lock()
@@ -60,8 +65,10 @@ class S3Source:
                 sink.expect(found.get("ContentLength"))
                 while chunk := await body.read(CHUNK_BYTES):
                     await asyncio.to_thread(sink.write, chunk)
+            if sink.size_bytes != found.get("ContentLength", sink.size_bytes):
+                raise StorageUnavailableError(f"{uri} was cut off while it was read")
         except _ERRORS as error:
-            raise_ours(error, uri, Stage.FETCH)
+            _refuse(error, uri, Stage.FETCH)
         return _stamp(sink.size_bytes, found)
 
     async def stat(self, uris: Sequence[str]) -> dict[str, Found]:
@@ -115,7 +122,9 @@ class S3Source:
         arguments["StartAfter"] = wanted[0].decode()[:-1]
         found: dict[str, Found] = {}
         for _ in range(len(keys) // WANTED_PER_PAGE + 1):
-            page = await retried(lambda: self._page(bucket, arguments), timeout_s=60)
+            page = await retried(
+                lambda: self._page(bucket, arguments), self._patience, timeout_s=60
+            )
             entries = page.get("Contents", [])
             for entry in entries:
                 if entry["Key"] in keys:
@@ -135,12 +144,12 @@ class S3Source:
             if refused and translate_error(error, uri) is None:
                 # reading may be allowed where listing is not
                 return {}
-            raise_ours(error, uri, Stage.RESOLVE)
+            _refuse(error, uri, Stage.RESOLVE)
         return cast("dict[str, Any]", page)
 
     async def _head(self, uri: str) -> Found:
         async with self._slots:
-            return await retried(lambda: self._head_once(uri), timeout_s=60)
+            return await retried(lambda: self._head_once(uri), self._patience, timeout_s=60)
 
     async def _head_once(self, uri: str) -> Found:
         bucket, key = _split(uri)
@@ -152,8 +161,18 @@ class S3Source:
             if isinstance(error, PermissionError) or _is_bad_request(error):
                 # an answer to HEAD has no body to say why: the download's has
                 return None
-            raise_ours(error, uri, Stage.RESOLVE)
+            _refuse(error, uri, Stage.RESOLVE)
         return _stamp(head["ContentLength"], head)
+
+
+def _refuse(error: Exception, uri: str, stage: Stage) -> NoReturn:
+    """Raise what an error means for one clip; one that nobody knows does not end the others."""
+    if isinstance(error, ParamValidationError):
+        raise BadRecordError(bad_uri(uri, stage)) from None
+    try:
+        raise_ours(error, uri, stage)
+    except _ERRORS:
+        raise StorageUnavailableError(f"{uri}: {type(error).__name__}: {error}") from error
 
 
 def _split(uri: str) -> tuple[str, str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import secrets
 from typing import TYPE_CHECKING
 
-from earwitness.errors import BadRecordError, FatalError
+from earwitness.errors import BadRecordError, disk_error
 from earwitness.records import Reason, Rejection, Stage
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class ClipSink:
 
         Raises:
             BadRecordError: `clip_too_large`.
-            FatalError: The scratch folder's disk is full.
+            DiskError: The scratch folder's disk is full.
         """
         self.size_bytes += len(chunk)
         if self.size_bytes > self._max_bytes:
@@ -63,8 +62,9 @@ class ClipSink:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise FatalError(f"no space left in the scratch folder {self._folder}") from error
+            full = disk_error(error, f"the scratch folder {self._folder}")
+            if full is not None:
+                raise full from error
             raise
 
     def finish(self) -> tuple[str, Path]:

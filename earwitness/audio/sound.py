@@ -6,6 +6,8 @@ and FFmpeg both define it, so that 16-bit samples survive the way there and back
 
 from __future__ import annotations
 
+import errno
+import io
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -116,9 +118,14 @@ def _broken(*, started: bool) -> BadRecordError:
 
 def _open_soundfile(path: Path) -> Sound | None:
     try:
-        return _SoundFile(path, soundfile.SoundFile(str(path)))
+        file = soundfile.SoundFile(str(path))
     except soundfile.LibsndfileError:
         return None
+    if file.frames >= _ABSURD_FRAMES:
+        # a FLAC written to a pipe; libsndfile fails at its end, FFmpeg reads it
+        file.close()
+        return None
+    return _SoundFile(path, file)
 
 
 class _SoundFile:
@@ -132,7 +139,7 @@ class _SoundFile:
         self.channels = int(file.channels)
         lossy = str(file.subtype).startswith(_LOSSY)
         self.tolerance_s = _LOSSY_TOLERANCE_S if lossy else _EXACT_TOLERANCE_S
-        known = 0 <= file.frames < _ABSURD_FRAMES
+        known = file.frames >= 0
         if self.container == "mp3":
             known = known and headers.mp3_announces_length(path)
         self.frames = int(file.frames) if known else None
@@ -153,10 +160,28 @@ class _SoundFile:
         self._file.close()
 
 
+class _ClipFile(io.FileIO):
+    """A file for FFmpeg, which seeks wherever a damaged header sends it.
+
+    It is told so as its own callbacks tell it, by a negative number; an exception from here would
+    be raised to our caller instead, as if the disk were at fault.
+    """
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return -errno.EINVAL
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return -errno.EINVAL
+
+
 def _open_av(path: Path) -> Sound | None:
     import av
 
-    file = path.open("rb")
+    file = _ClipFile(path)
     try:
         # from an open file, and only these formats: a playlist must not make FFmpeg open the
         # addresses it names

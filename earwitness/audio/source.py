@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import random
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from earwitness.addresses import split_protocol
+from earwitness.addresses import split_protocol, without_secrets
 from earwitness.errors import BadRecordError, StorageUnavailableError
+from earwitness.patience import FIRST_PAUSE_S, MOST_ATTEMPTS, Attempts
 from earwitness.records import Reason, Rejection, Stage, Stamp
-from earwitness.storage import translate_error
+from earwitness.storage_errors import translate_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from earwitness.audio.sink import ClipSink
     from earwitness.errors import EarwitnessError
+    from earwitness.patience import Patience
 
 T = TypeVar("T")
 
 Found = Stamp | Rejection | None
 """A clip's stamp; why there is none to be had; or None: only fetching it can tell."""
 
-ATTEMPTS = 4
-FIRST_PAUSE_S = 0.25
 _NO_SUCH = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.ENODEV}
 """Names that no file can have, links in a circle, devices without a driver."""
 
@@ -53,7 +52,10 @@ class ClipSource(Protocol):
 def shown(uri: str) -> str:
     """A URI for messages: without the query, which may be a signature."""
     if split_protocol(uri) in {"http", "https"}:
-        parts = urlsplit(uri)
+        try:
+            parts = urlsplit(uri)
+        except ValueError:  # a host that is none
+            return without_secrets(uri.partition("?")[0])
         return parts._replace(
             query="", fragment="", netloc=parts.netloc.rpartition("@")[2]
         ).geturl()
@@ -73,6 +75,11 @@ def denied(uri: str, stage: Stage = Stage.FETCH) -> Rejection:
 def bad_uri(uri: str, stage: Stage = Stage.FETCH) -> Rejection:
     """The rejection for an address that cannot be one."""
     return Rejection(stage, Reason.BAD_URI, f"not an address of a clip: {shown(uri)}")
+
+
+def refused(uri: str, why: str, stage: Stage = Stage.FETCH) -> Rejection:
+    """The rejection for an address that clips may not come from."""
+    return Rejection(stage, Reason.ADDRESS_REFUSED, f"{shown(uri)}: {why}")
 
 
 def raise_ours(error: Exception, uri: str, stage: Stage) -> NoReturn:
@@ -100,18 +107,20 @@ def _says_missing(error: OSError) -> bool:
 
 async def retried(
     call: Callable[[], Awaitable[T]],
+    patience: Patience,
     *,
-    attempts: int = ATTEMPTS,
+    attempts: int = MOST_ATTEMPTS,
     timeout_s: float = 300.0,
     first_pause_s: float = FIRST_PAUSE_S,
 ) -> T:
-    """Call until it works: exponential pauses with jitter between attempts.
+    """Call until it works, for about a minute: exponential pauses with jitter between attempts.
 
     Args:
         call: Starts one attempt.
+        patience: What is known of the storage that is asked.
         attempts: How many at most.
         timeout_s: How long one attempt may take.
-        first_pause_s: Longest pause after the first failure; each later one is three times that.
+        first_pause_s: Longest pause after the first failure; each later one is twice that.
 
     Returns:
         What the call returned.
@@ -119,16 +128,23 @@ async def retried(
     Raises:
         StorageUnavailableError: Every attempt failed for a reason that may pass.
     """
-    for attempt in range(attempts):
+    tried = Attempts(patience, first_pause_s)
+    while True:
         try:
             async with asyncio.timeout(timeout_s):
-                return await call()
+                answer = await call()
         except TimeoutError as error:
-            if attempt == attempts - 1:
+            pause_s = tried.failed()
+            if pause_s is None or tried.failures >= attempts:
                 raise StorageUnavailableError(f"no answer within {timeout_s:g} s") from error
         except StorageUnavailableError:
-            if attempt == attempts - 1:
+            pause_s = tried.failed()
+            if pause_s is None or tried.failures >= attempts:
                 raise
-        pause_s = first_pause_s * 3**attempt
-        await asyncio.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311 - only spreads load
-    raise StorageUnavailableError("no attempt was allowed")
+        except BadRecordError:
+            tried.worked()
+            raise
+        else:
+            tried.worked()
+            return answer
+        await asyncio.sleep(pause_s)

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from earwitness.build.layout import work_path
-from earwitness.cache.segments import parquet_bytes
 from earwitness.cache.tables import (
     OUTCOME_COLUMNS,
     ClipSighting,
@@ -27,8 +26,10 @@ from earwitness.cache.tables import (
     sighting_from_row,
     sighting_row,
 )
+from earwitness.cache.writing import parquet_bytes
 from earwitness.identity import KEY_VERSION
 from earwitness.records import TRANSIENT_REASONS, HeardClip, Outcome, Rejection
+from earwitness.scratch import scratch_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -128,10 +129,11 @@ _BATCH: TypeAdapter[Batch] = TypeAdapter(Batch)
 
 def save_batch(folder: Path, stage: str, batch: Batch) -> None:
     """Keep a batch as it is after a stage."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{stage}.tmp"
-    temporary.write_bytes(_BATCH.dump_json(batch))
-    temporary.replace(folder / f"{stage}.json")
+    with scratch_errors():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{stage}.tmp"
+        temporary.write_bytes(_BATCH.dump_json(batch))
+        temporary.replace(folder / f"{stage}.json")
 
 
 def load_batch(folder: Path, stage: str) -> Batch:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import yaml
 
+from earwitness.escaping import markdown, markdown_code
 from earwitness.manifest.fields import OutputFields
 from earwitness.settings import Format
 
@@ -26,6 +28,7 @@ def dataset_card(plan: Plan, counts: Counts) -> str:
         Markdown.
     """
     layout = plan.settings.layout
+    model = {name: markdown(value) for name, value in plan.model.items()}
     parquet = Format.PARQUET in layout.formats
     pattern = "data/*.parquet" if parquet else "jsonl/*.jsonl"
     header = {
@@ -39,10 +42,10 @@ def dataset_card(plan: Plan, counts: Counts) -> str:
         yaml.safe_dump(header, sort_keys=False).strip(),
         "---",
         "",
-        f"# {plan.build}",
+        f"# {markdown(plan.build)}",
         "",
         (
-            f"{counts.answered:,} answers by {plan.model['name']} to {counts.rows:,} questions "
+            f"{counts.answered:,} answers by {model['name']} to {counts.rows:,} questions "
             f"about {counts.audio_s / _SECONDS_AN_HOUR:.2f} hours of audio."
         ),
         "",
@@ -53,25 +56,25 @@ def dataset_card(plan: Plan, counts: Counts) -> str:
         f"| of them cut by max_tokens | {counts.cut_by_max_tokens:,} |",
         f"| rejected | {counts.rejected:,} |",
         f"| tokens asked, answered | {counts.prompt_tokens:,}, {counts.completion_tokens:,} |",
-        f"| model | {plan.model['name']} ({plan.model['kind']} {plan.model['version']}) |",
+        f"| model | {model['name']} ({model['kind']} {model['version']}) |",
         f"| sampling | {_sampling(plan)} |",
-        f"| planned | {plan.planned_at} |",
+        f"| planned | {datetime.fromisoformat(plan.planned_at).isoformat(' ', 'seconds')} |",
         "",
         (
-            f"Each row: the manifest's fields, `{layout.answer_column}`, and "
-            f"`{layout.provenance_column}` (row in the manifest, finish reason, token counts, "
-            "SHA-256 and length of each clip, cache key)."
+            f"Each row: the manifest's fields, {markdown_code(layout.answer_column)}, and "
+            f"{markdown_code(layout.provenance_column)} (row in the manifest, finish reason, token "
+            "counts, SHA-256 and length of each clip, cache key)."
         ),
     ]
     if counts.reasons:
         lines += ["", "## Rejected", "", "| reason | rows |", "| --- | --- |"]
-        lines += [f"| {reason} | {count:,} |" for reason, count in counts.reasons.items()]
+        lines += [f"| {markdown(reason)} | {count:,} |" for reason, count in counts.reasons.items()]
     as_json = OutputFields.from_json(plan.fields).json_fields
     if as_json:
         lines += [
             "",
             "Fields that held values of conflicting types are JSON text in the Parquet files: "
-            + ", ".join(f"`{name}`" for name in sorted(as_json))
+            + ", ".join(markdown_code(name) for name in sorted(as_json))
             + ".",
         ]
     return "\n".join(lines) + "\n"

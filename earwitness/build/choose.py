@@ -82,6 +82,21 @@ def new_id(name: str | None) -> str:
     return build_id(name or "build", datetime.now(tz=UTC), secrets.token_hex(_RUN_BYTES))
 
 
+def run_build_id(build: str | None, name: str, started: datetime, run: str) -> str:
+    """The id of the build that a flow run makes: as given, else the same over the run's retries.
+
+    Args:
+        build: The id given, if one is.
+        name: First part of the id otherwise.
+        started: When the run was scheduled to start.
+        run: The run's own id.
+
+    Raises:
+        SettingsError: The id given is no id.
+    """
+    return checked_id(build) if build else build_id(name, started, run)
+
+
 def existing_build(output: str, build: str | None = None, *, published: bool = False) -> Build:
     """A build that is there, to be looked at.
 

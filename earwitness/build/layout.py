@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +16,7 @@ from earwitness.settings import BuildSettings
 from earwitness.storage import Store
 
 PLAN_VERSION = 1
+_READERS = 16
 
 FILE_FOLDERS = ("data", "jsonl", "rejected")
 """Folders of a build that hold what receipts name: Parquet, JSON lines, rejections."""
@@ -130,11 +132,19 @@ class Counts(_Document):
 
 
 class Receipt(_Document):
-    """Written last when a shard is whole; the shard is done if and only if it is there."""
+    """Written last when a shard is whole; the shard is done if and only if it is there.
+
+    Attributes:
+        files: What the shard consists of.
+        engine: Version of the engine that was asked last; empty when nothing was.
+        worker: Name of the worker that did it; empty without one.
+    """
 
     shard: int
     counts: Counts
     files: tuple[StoredFile, ...]
+    engine: str = ""
+    worker: str = ""
 
 
 class Build:
@@ -163,15 +173,18 @@ class Build:
 
     @cached_property
     def plan(self) -> Plan:
-        """The frozen plan.
+        """The frozen plan; its output is where the build lies now, wherever it was planned.
 
         Raises:
             BuildNotFoundError: The build does not exist or was never planned to the end.
         """
         try:
-            return Plan.model_validate_json(self.store.read_bytes("plan.json"))
+            plan = Plan.model_validate_json(self.store.read_bytes("plan.json"))
         except FileNotFoundError:
             raise BuildNotFoundError(f"{self.uri} holds no plan (plan.json is missing)") from None
+        # an output that was moved or copied is continued where it is, not where it was
+        here = plan.settings.model_copy(update={"output": self.output.root})
+        return plan.model_copy(update={"settings": here})
 
     @property
     def gates(self) -> Gates:
@@ -210,14 +223,31 @@ class Build:
             return None
 
     def done_shards(self) -> set[int]:
-        """Numbers of the shards that have a receipt (one listing, whatever the build's size)."""
+        """Numbers of the shards that have a receipt (one listing, whatever the build's size).
+
+        For people: storage may list a receipt a while after it was written.
+        """
         return {
             int(path.removeprefix("receipts/shard-").removesuffix(".json"))
             for path in self.store.sizes("receipts")
         }
 
     def missing_shards(self) -> list[int]:
-        """Numbers of the shards still to do, in order."""
+        """Numbers of the shards still to do, in order: what no listing shows is asked for."""
+        open_shards = self._unlisted_shards()
+        with ThreadPoolExecutor(_READERS) as pool:
+            done = list(pool.map(self.has_receipt, open_shards))
+        return [number for number, there in zip(open_shards, done, strict=True) if not there]
+
+    def whole(self) -> bool:
+        """True when every shard has its receipt; cheap while one has none."""
+        return all(map(self.has_receipt, self._unlisted_shards()))
+
+    def has_receipt(self, shard: int) -> bool:
+        """True when a shard is done."""
+        return self.store.exists(receipt_path(shard))
+
+    def _unlisted_shards(self) -> list[int]:
         done = self.done_shards()
         return [number for number in range(len(self.plan.shards)) if number not in done]
 

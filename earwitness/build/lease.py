@@ -1,4 +1,4 @@
-"""One process at a time works on a build from the command line."""
+"""One run at a time works on a build as a whole."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import secrets
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earwitness.errors import BuildBusyError, TransientError
+from earwitness.errors import BuildBusyError, EarwitnessError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,22 +27,28 @@ _PATH = "lease.json"
 
 
 @contextmanager
-def lease(build: Build) -> Iterator[None]:
+def lease(build: Build, owner: str = "") -> Iterator[None]:
     """Hold a build for as long as the block runs.
 
     The lease only saves work that would be done twice: every write of a build is idempotent, so
     that even two holders could not harm it.
 
+    Args:
+        build: The build.
+        owner: Whoever comes back under the same name (a flow run that is retried) takes the
+            lease over, also from a process that cannot be seen from here.
+
     Raises:
         BuildBusyError: Another living process holds the build.
     """
     holder = lease_holder(build)
-    if holder is not None:
+    if holder is not None and not (owner and holder.get("owner") == owner):
         raise BuildBusyError(
-            f"{build.id} is being built by process {holder['pid']} on {holder['host']}; "
+            f"{build.id} is being built by {told_holder(holder)}; "
             "wait for it, or start another build with --new"
         )
     mine = {
+        "owner": owner,
         "token": secrets.token_hex(8),
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -57,9 +63,11 @@ def lease(build: Build) -> Iterator[None]:
     finally:
         stop.set()
         keeper.join()
-        held = _read(build)
-        if held is not None and held["token"] == mine["token"]:
-            build.store.delete([_PATH])
+        # storage that does not answer now has been told of already, and nobody renews the lease
+        with suppress(EarwitnessError):
+            held = _read(build)
+            if held is not None and held["token"] == mine["token"]:
+                build.store.delete([_PATH])
 
 
 def lease_holder(build: Build) -> dict[str, Any] | None:
@@ -68,12 +76,21 @@ def lease_holder(build: Build) -> dict[str, Any] | None:
     return holder if holder is not None and _alive(holder) else None
 
 
+def told_holder(holder: dict[str, Any]) -> str:
+    """A lease's holder in words."""
+    owner = f"{holder['owner']}, " if holder.get("owner") else ""
+    return f"{owner}process {holder['pid']} on {holder['host']}"
+
+
 def _keep(build: Build, mine: dict[str, Any], stop: threading.Event) -> None:
     while not stop.wait(RENEW_S):
         try:
+            held = _read(build)
+            if held is not None and held["token"] != mine["token"]:
+                return  # whoever took it over has it now
             _renew(build, mine)
-        except TransientError:
-            continue  # the next renewal is soon enough
+        except EarwitnessError:
+            continue  # the next renewal is soon enough; what ails storage the build says itself
 
 
 def _renew(build: Build, mine: dict[str, Any]) -> None:
@@ -91,7 +108,8 @@ def _read(build: Build) -> dict[str, Any] | None:
 def _alive(holder: dict[str, Any]) -> bool:
     if holder["host"] == socket.gethostname():
         return bool(_process_start(holder["pid"]) == holder["started"])
-    return bool(time.time() - holder["renewed"] < STALE_S)
+    # either way: a clock that was ahead when it was written must not hold the build up until then
+    return bool(abs(time.time() - holder["renewed"]) < STALE_S)
 
 
 def _process_start(pid: int) -> str:

@@ -29,7 +29,8 @@ def load_answers(output: str, build: str | None = None) -> pd.DataFrame:
         rows = list(_jsonl_rows(chosen, _paths(facts, "jsonl/", ".jsonl")))
         return _flat(pa.Table.from_pylist(rows), column)
     tables = [pq.read_table(io.BytesIO(chosen.store.read_bytes(path))) for path in parquet]
-    return _flat(pa.concat_tables(tables), column)
+    # notes in the files about how pandas should make its frame are not ours
+    return _flat(pa.concat_tables(tables).replace_schema_metadata(), column)
 
 
 def load_rejections(output: str, build: str | None = None) -> pd.DataFrame:

@@ -19,30 +19,38 @@ from earwitness.errors import BuildDamagedError, LedgerError, ShardFailedError
 from earwitness.scratch import scratch_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from earwitness.build.layout import Build, StoredFile
-    from earwitness.cache.segments import SegmentWriter
+    from earwitness.cache.writing import SegmentWriter
     from earwitness.records import Outcome, PlannedRow, Rejection
 
 CHUNK_ROWS = 1024
 
 
-def persist_shard(build: Build, shard: int) -> Receipt:
+def persist_shard(
+    build: Build, shard: int, *, segments: Iterable[str] = (), engine: str = "", worker: str = ""
+) -> Receipt:
     """Write a finished shard's data, rejections and cache segments, and last its receipt.
 
     Args:
         build: The build.
         shard: A shard all of whose batches have their segments.
+        segments: Paths of these, as far as known; a listing might not show the last ones yet.
+        engine: Version of the engine that was asked; empty when nothing was.
+        worker: Name of the worker that did the shard; empty without one.
 
     Returns:
-        The receipt.
+        The receipt; the one that is there already where another attempt was first.
 
     Raises:
         ShardFailedError: Too many clips failed for reasons that will pass.
         LedgerError: A row has no outcome, or two.
     """
-    join = _Join(build, shard)
+    done = build.receipt(shard)
+    if done is not None:
+        return done
+    join = _Join(build, shard, segments)
     ledger = _Ledger()
     name = build.segment_name(shard)
     with scratch_folder() as folder, build.outcomes.writer(name) as segment:
@@ -62,9 +70,24 @@ def persist_shard(build: Build, shard: int) -> Receipt:
     with build.sightings.writer(name) as seen:
         for one in join.segments:
             seen.add(sighting_table(one.sightings()))
-    receipt = Receipt(shard=shard, counts=ledger.counts, files=tuple(files))
-    build.store.write_bytes(receipt_path(shard), receipt.to_bytes())
+    receipt = Receipt(
+        shard=shard, counts=ledger.counts, files=tuple(files), engine=engine, worker=worker
+    )
+    if not build.published:
+        build.store.write_bytes(receipt_path(shard), receipt.to_bytes())
+    _withdraw(build, receipt)
     return receipt
+
+
+def _withdraw(build: Build, receipt: Receipt) -> None:
+    """Take back files written too late: a build once published has only those it names.
+
+    Publishing deletes what no receipt names, and once more after `build.json` is there; whoever
+    writes later than that finds the build published here.
+    """
+    if build.published:
+        named = {file["path"] for file in build.facts()["files"]}
+        build.store.delete(file.path for file in receipt.files if file.path not in named)
 
 
 Joined = list[tuple["PlannedRow", "Decided | None"]]
@@ -73,8 +96,9 @@ Joined = list[tuple["PlannedRow", "Decided | None"]]
 class _Join:
     """A shard's planned rows with their outcomes, in order, a chunk at a time."""
 
-    def __init__(self, build: Build, shard: int) -> None:
-        paths = [f"{work_path(shard)}/resolved.parquet", *segment_paths(build, shard)]
+    def __init__(self, build: Build, shard: int, segments: Iterable[str]) -> None:
+        batches = sorted({*segments, *segment_paths(build, shard)})
+        paths = [f"{work_path(shard)}/resolved.parquet", *batches]
         self.segments = [Segment(build, path) for path in paths]
         self._planned = read_shard(build, shard)
         # a row group covers a range of rows; ranges of one attempt's batches do not overlap, so

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import earwitness
+from earwitness.addresses import without_secrets
 from earwitness.build.layout import Build, Gates, ManifestFacts, Plan, ShardPlan, shard_path
 from earwitness.build.publish import latest_planned_at
 from earwitness.errors import BuildNotFoundError, ManifestError
@@ -18,14 +20,14 @@ from earwitness.manifest.lint import Linter, lint_rules
 from earwitness.manifest.reader import open_manifest
 from earwitness.progress import Planning, tell
 from earwitness.scratch import scratch_folder
-from earwitness.storage import Store, stamp_of
+from earwitness.storage import Store
+from earwitness.storage_calls import sure_stamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
 
     from earwitness.identity import ModelIdentity
-    from earwitness.manifest.reader import ManifestSource
+    from earwitness.manifest.source import ManifestSource
     from earwitness.records import PlannedRow
     from earwitness.settings import BuildSettings
 
@@ -36,14 +38,16 @@ _RESUMABLE_BUILDS = 50
 
 def plan_identity(settings: BuildSettings, model: ModelIdentity) -> str:
     """What two runs must share to be the same build: frozen settings and the model's identity."""
-    text = f"{settings.frozen_digest()}:{model.digest()}"
+    # a signature is no part of what is read, and is not stored
+    unsigned = settings.model_copy(update={"manifest": without_secrets(settings.manifest)})
+    text = f"{unsigned.frozen_digest()}:{model.digest()}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def manifest_stamp(uri: str) -> str:
     """The manifest's size and version now; empty where storage does not say or it is not there."""
     try:
-        stamp = stamp_of(uri)
+        stamp = sure_stamp(uri)
     except (OSError, ValueError):
         return ""
     return str(stamp) if stamp.version else ""
@@ -89,7 +93,8 @@ def plan_build(
         build: Where it goes.
         settings: Resolved settings.
         model: Which model will answer.
-        planned_at: The build's scheduled start, in UTC.
+        planned_at: The build's scheduled start, in UTC; the plan says a later one where a build
+            planned after it is published already (clocks go wrong, schedules run late).
 
     Returns:
         The frozen plan.
@@ -111,7 +116,7 @@ def plan_build(
         while (shard := _write_shard(build, len(shards), islice(rows, size))) is not None:
             shards.append(shard)
         manifest = ManifestFacts(
-            uri=source.uri,
+            uri=without_secrets(source.uri),
             stamp=source.stamp or "",
             sha256=source.digest,
             bytes=source.read_bytes,
@@ -119,9 +124,9 @@ def plan_build(
     plan = Plan(
         earwitness=earwitness.__version__,
         build=build.id,
-        planned_at=planned_at.isoformat(timespec="seconds"),
+        planned_at=_planning_time(build, planned_at),
         manifest=manifest,
-        settings=settings,
+        settings=settings.model_copy(update={"manifest": without_secrets(settings.manifest)}),
         model=asdict(model),
         identity=plan_identity(settings, model),
         question_digest=question_digest(model, settings.sampling, settings.audio),
@@ -147,7 +152,7 @@ def copy_plan(source: Build, target: Build, planned_at: datetime, gates: Gates) 
         The new build's plan.
     """
     plan = source.plan.model_copy(
-        update={"build": target.id, "planned_at": planned_at.isoformat(timespec="seconds")}
+        update={"build": target.id, "planned_at": _planning_time(target, planned_at)}
     )
     for number in range(len(plan.shards)):
         data = source.store.read_bytes(shard_path(number))
@@ -155,6 +160,18 @@ def copy_plan(source: Build, target: Build, planned_at: datetime, gates: Gates) 
     target.set_gates(gates)
     target.store.write_bytes("plan.json", plan.to_bytes())
     return plan
+
+
+def _planning_time(build: Build, planned_at: datetime) -> str:
+    """When a build counts as planned: always after what is published when it is planned.
+
+    Otherwise one build planned while a clock was a year ahead would stay the newest for a year.
+    """
+    pointed = latest_planned_at(build.output.root)
+    if pointed:
+        after = datetime.fromisoformat(pointed) + timedelta(microseconds=1)
+        planned_at = max(planned_at, after)
+    return planned_at.isoformat(timespec="microseconds")
 
 
 def linted_rows(

@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from earwitness.access import absolute_allowed, is_trusted
 from earwitness.addresses import absolute_uri, parent_uri
+from earwitness.credentials import check_engine, check_no_secret
 from earwitness.engine.client import Engine
 from earwitness.errors import SettingsError
 from earwitness.identity import ModelIdentity, identify_model
-from earwitness.settings import QUESTIONS, BuildSettings
+from earwitness.settings import QUESTIONS, BuildSettings, LayoutSettings
 
 _PATIENCE_S = 30.0
 """How long a given engine may take to say what it serves, before anything is planned."""
@@ -30,8 +32,9 @@ def resolve_settings(settings: BuildSettings) -> BuildSettings:
         The same with absolute addresses, the question's text and a definite longest clip.
 
     Raises:
-        SettingsError: The question's file cannot be read.
+        SettingsError: The question's file cannot be read, or an address carries credentials.
     """
+    _check_secrets(settings)
     layout, source = settings.layout, settings.input
     output = absolute_uri(settings.output)
     manifest = absolute_uri(settings.manifest)
@@ -46,13 +49,33 @@ def resolve_settings(settings: BuildSettings) -> BuildSettings:
             "question": _question(settings.question),
             "audio": settings.audio.model_copy(update={"max_duration_s": _longest_s(settings)}),
             "input": source.model_copy(
-                update={"audio_root": absolute_uri(source.audio_root or parent_uri(manifest))}
+                update={
+                    "audio_root": absolute_uri(source.audio_root or parent_uri(manifest)),
+                    "trusted": is_trusted(manifest, trusted=source.trusted),
+                    "allow": tuple(map(absolute_allowed, source.allow)),
+                }
             ),
-            "layout": layout.model_copy(
-                update={"name": layout.name or output.rstrip("/").rpartition("/")[2] or "build"}
-            ),
+            "layout": layout.model_copy(update={"name": build_name(output, layout)}),
         }
     )
+
+
+def _check_secrets(settings: BuildSettings) -> None:
+    check_no_secret(settings.manifest, "manifest", signed_too=False)
+    check_no_secret(settings.output, "output")
+    check_no_secret(settings.input.audio_root or "", "input.audio_root")
+    check_no_secret(settings.model or "", "model")
+    check_engine(settings.engine)
+
+
+def build_name(output: str, layout: LayoutSettings) -> str:
+    """The first part of a build's id: as set, else the output's last folder.
+
+    Args:
+        output: Absolute address.
+        layout: As given.
+    """
+    return layout.name or output.rstrip("/").rpartition("/")[2] or "build"
 
 
 def resolve_model(settings: BuildSettings) -> tuple[str, ModelIdentity]:

@@ -6,17 +6,22 @@ import hashlib
 import json
 import platform
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import earwitness
 from earwitness.build.card import dataset_card
-from earwitness.build.layout import FILE_FOLDERS, Build, Counts, Receipt, shard_path
-from earwitness.errors import BuildDamagedError, LedgerError, TooManyRejectionsError
+from earwitness.build.layout import FILE_FOLDERS, Build, Counts, Receipt, receipt_path, shard_path
+from earwitness.errors import (
+    BuildDamagedError,
+    BuildNotFoundError,
+    LedgerError,
+    TooManyRejectionsError,
+)
 from earwitness.progress import Published, tell
 from earwitness.storage import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from earwitness.build.layout import StoredFile
 
@@ -24,12 +29,11 @@ LATEST = "latest.json"
 _READERS = 16
 
 
-def publish_build(build: Build, engine_version: str = "") -> dict[str, Any]:
+def publish_build(build: Build) -> dict[str, Any]:
     """Publish a build whose shards are all done. Publishing twice changes nothing.
 
     Args:
         build: The build.
-        engine_version: What answered, for the record; empty when nothing was asked.
 
     Returns:
         `build.json`.
@@ -46,12 +50,20 @@ def publish_build(build: Build, engine_version: str = "") -> dict[str, Any]:
     counts = sum((receipt.counts for receipt in receipts), Counts())
     _check_ledger(build, counts)
     _check_gate(build, counts)
-    _check_files(build, [file for receipt in receipts for file in receipt.files])
-    facts = _facts(build, receipts, counts, engine_version)
+    files = [file for receipt in receipts for file in receipt.files]
+    damage = _damage(build, receipts)
+    if damage and build.published:
+        return publish_build(build)  # by another process, meanwhile
+    if damage:
+        _undo(build, damage)
+    _remove_unnamed(build, files)
+    facts = _facts(build, receipts, counts)
     build.store.write_bytes("README.md", dataset_card(build.plan, counts).encode())
     build.outcomes.merge()
     build.sightings.merge()
     build.store.write_bytes("build.json", _pretty(facts))
+    # again: a process that came back late may have written since, before it could see build.json
+    _remove_unnamed(build, files)
     _finish(build)
     tell(Published(build.id))
     return facts
@@ -110,32 +122,45 @@ def _check_gate(build: Build, counts: Counts) -> None:
         )
 
 
-def _check_files(build: Build, files: list[StoredFile]) -> None:
-    """Read every file a receipt names against its digest; delete those none names."""
-    named = {file.path for file in files}
-    there = [path for folder in FILE_FOLDERS for path in build.store.sizes(folder)]
+def _damage(build: Build, receipts: Sequence[Receipt]) -> dict[int, str]:
+    """Read every file the receipts name against its digest; what is wrong, by shard."""
 
-    def damaged(file: StoredFile) -> str:
+    def damaged(named: tuple[int, StoredFile]) -> tuple[int, str]:
+        shard, file = named
         try:
             with build.store.open(file.path) as stored:
                 digest = hashlib.file_digest(cast("Any", stored), "sha256").hexdigest()
         except FileNotFoundError:
-            return f"{file.path} is missing"
-        return "" if digest == file.sha256 else f"{file.path} was changed"
+            return shard, f"{file.path} is missing"
+        return shard, "" if digest == file.sha256 else f"{file.path} was changed"
 
+    named = [(receipt.shard, file) for receipt in receipts for file in receipt.files]
     with ThreadPoolExecutor(_READERS) as pool:
-        told = [text for text in pool.map(damaged, files) if text]
-    if told:
-        raise BuildDamagedError(f"{build.uri}: {'; '.join(told[:3])}")
+        return {shard: told for shard, told in pool.map(damaged, named) if told}
+
+
+def _undo(build: Build, damage: dict[int, str]) -> NoReturn:
+    """Take the receipts of damaged shards back, so that the next run does these again."""
+    build.store.delete(receipt_path(shard) for shard in damage)
+    raise BuildDamagedError(
+        f"{build.uri}: {'; '.join(list(damage.values())[:3])}. Nothing was published; run the "
+        f"build again: it does {len(damage)} of {len(build.plan.shards)} shards anew, and asks "
+        "nothing that has an answer"
+    )
+
+
+def _remove_unnamed(build: Build, files: Sequence[StoredFile]) -> None:
+    """Delete data files that no receipt names: whoever globs for them would read rows twice."""
+    named = {file.path for file in files}
+    there = [path for folder in FILE_FOLDERS for path in build.store.sizes(folder)]
     build.store.delete(path for path in there if path not in named)
     for folder in FILE_FOLDERS:
         build.store.sweep(folder)
 
 
-def _facts(
-    build: Build, receipts: Iterable[Receipt], counts: Counts, engine_version: str
-) -> dict[str, Any]:
+def _facts(build: Build, receipts: Sequence[Receipt], counts: Counts) -> dict[str, Any]:
     plan = build.plan
+    engines = sorted({receipt.engine for receipt in receipts if receipt.engine})
     return {
         "build": build.id,
         "planned_at": plan.planned_at,
@@ -149,7 +174,7 @@ def _facts(
         "plan": {shard_path(n): shard.sha256 for n, shard in enumerate(plan.shards)},
         "versions": {
             "earwitness": earwitness.__version__,
-            "engine": engine_version,
+            "engine": ", ".join(engines),
             "python": platform.python_version(),
         },
     }
@@ -162,14 +187,34 @@ def _finish(build: Build) -> None:
 
 
 def _point_at(build: Build) -> None:
-    """Move `latest.json` to this build unless it points at one planned later."""
-    pointed = latest_build(build.output.root)
-    if pointed and pointed != build.id:
-        current = Build(build.output.root, pointed)
-        if current.published and current.facts()["planned_at"] > build.plan.planned_at:
-            return
-    pointer = {"build": build.id, "planned_at": build.plan.planned_at}
-    build.output.write_bytes(LATEST, _pretty(pointer))
+    """Move `latest.json` to the newest published build: this one, or one planned later.
+
+    No storage is asked for a compare-and-swap; instead the pointer is looked after once more when
+    it is written. Of two builds that publish at the same moment the last to write sees both.
+    """
+    written = None
+    while (newest := _newest_published(build)) != written:
+        planned_at, name = newest
+        pointer = {"build": name, "planned_at": planned_at}
+        build.output.write_bytes(LATEST, _pretty(pointer))
+        written = newest
+
+
+def _newest_published(build: Build) -> tuple[str, str]:
+    """Planning time and id of the newest published build beside this one, or its own."""
+    output = build.output.root
+
+    def look(name: str) -> tuple[str, str] | None:
+        try:
+            return Build(output, name).facts()["planned_at"], name
+        except BuildNotFoundError:
+            return None  # not published, or removed
+
+    # a listing may lag behind: the pointer may name a build that it does not show yet
+    names = {*build.output.folders("builds"), latest_build(output)} - {build.id, ""}
+    with ThreadPoolExecutor(_READERS) as pool:
+        others = [found for found in pool.map(look, names) if found]
+    return max([(build.plan.planned_at, build.id), *others])
 
 
 def _pretty(value: dict[str, Any]) -> bytes:

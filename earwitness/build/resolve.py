@@ -100,7 +100,7 @@ def resolve_shard(runtime: Runtime, build: Build, shard: int) -> Resolved:
     if build.store.exists(path):
         return _resume(runtime, build, shard)
     uris = dict.fromkeys(uri for row in read_shard(build, shard) for uri in row.clips)
-    stamps: Stamps = runtime.run(stat_clips(list(uris)))
+    stamps: Stamps = runtime.run(stat_clips(list(uris), access=runtime.access))
     batches = _Batches(runtime, BatchRef(build.uri, shard, 0, 0), _batch_rows(build))
     tables: list[pa.Table] = []
     asked = (row for row in read_shard(build, shard) if row.rejection is None)

@@ -37,7 +37,14 @@ FAILED_AT_LEAST = 10
 reasons that will pass: the storage is down, not ten thousand clips."""
 
 
-async def fetch_batch(runtime: Runtime, memory: ShardMemory, batch: Batch, folder: Path) -> None:
+async def fetch_batch(
+    runtime: Runtime,
+    memory: ShardMemory,
+    batch: Batch,
+    folder: Path,
+    *,
+    clips_in_shard: int | None = None,
+) -> None:
     """Bring a batch's clips into its scratch folder and learn their SHA-256.
 
     Args:
@@ -45,9 +52,12 @@ async def fetch_batch(runtime: Runtime, memory: ShardMemory, batch: Batch, folde
         memory: Fetches of the shard's other batches in flight; their clips are linked, not fetched.
         batch: Its clips get content or a rejection; sightings are added.
         folder: Content-addressed folder of this batch's clips; exists.
+        clips_in_shard: What failures that will pass are held against; None: nothing.
 
     Raises:
         CredentialsError: Storage refused the credentials themselves.
+        ShardFailedError: Too many clips of the shard fail to come; told at once, not when each
+            one has been tried for a minute.
     """
     limit = runtime.settings.audio.max_clip_bytes
     wanted = dict.fromkeys(uri for row in batch.open_rows() for uri in row.clips)
@@ -61,6 +71,8 @@ async def fetch_batch(runtime: Runtime, memory: ShardMemory, batch: Batch, folde
         except StorageUnavailableError as error:
             clip.rejection = unavailable(error)
             memory.transient_failures += 1
+            if clips_in_shard is not None:
+                check_storage(memory, clips_in_shard)
             return None
         clip.sha256 = fetched.sha256
         if fetched.stamp is None:
@@ -76,6 +88,9 @@ def _refusal(clip: ClipState) -> ClipSighting | None:
     """What to remember of a clip that could not be had, so that it is not tried every night."""
     rejection = clip.rejection
     if rejection is None or rejection.transient:
+        return None
+    if rejection.reason is Reason.ADDRESS_REFUSED:
+        # it says nothing about the clip: another build may allow what this one does not
         return None
     # storage that denies reading may deny a stamp, too
     if clip.stamp or rejection.reason is Reason.ACCESS_DENIED:
@@ -120,8 +135,10 @@ def forget_batch(memory: ShardMemory, batch: Batch, segment: str) -> None:
     for uri in batch.clips:
         memory.fetches.pop(uri, None)
     for row in batch.rows:
-        if row.cache_key and memory.questions.pop(row.cache_key, None) is not None:
+        if row.cache_key in memory.questions:
+            # in this order: who no longer finds the question finds where its answer is
             memory.answered[bytes.fromhex(row.cache_key)] = segment
+            memory.questions.pop(row.cache_key, None)
 
 
 def recall_duplicates(build: Build, memory: ShardMemory, rows: Sequence[RowState]) -> None:
@@ -242,12 +259,13 @@ async def decode_batch(runtime: Runtime, batch: Batch, clips: Path, audio: Path)
 
 
 async def generate_batch(
-    runtime: Runtime, memory: ShardMemory, batch: Batch, audio: Path
+    runtime: Runtime, build: Build, memory: ShardMemory, batch: Batch, audio: Path
 ) -> list[Decided]:
     """Ask the engine what is still open; equal questions are asked once.
 
     Args:
         runtime: Gives the engine and the sampling settings.
+        build: Gives the segments.
         memory: Questions of the shard's other batches, asked or being asked.
         batch: A decoded batch.
         audio: Where `<sha256>.wav` lies.
@@ -260,12 +278,16 @@ async def generate_batch(
     """
 
     async def decide(row: RowState) -> Decided:
+        earlier = memory.questions.get(row.cache_key)
+        if earlier is None and row.outcome is None:
+            # the batch that asked it may have ended since this one was fetched; there are few such
+            # rows, and nobody may come in between: so it is read here and now
+            recall_duplicates(build, memory, [row])
         if row.outcome is not None:
             answered = row.outcome.answer is not None
             tell(Advanced(reused=int(answered), rejected=int(not answered)))
             return Decided(row.row, row.outcome, row.reused)
         heard = tuple(clip.heard for uri in row.clips if (clip := batch.clips[uri]).heard)
-        earlier = memory.questions.get(row.cache_key)
         if earlier is not None:
             outcome = await asyncio.shield(earlier)
             answered = outcome.answer is not None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from earwitness.build.layout import Counts
-from earwitness.build.lease import lease_holder
+from earwitness.build.lease import lease_holder, told_holder
 from earwitness.build.show import open_outcomes
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ def build_status(build: Build) -> Status:
 
 def _holder(build: Build) -> str:
     held = lease_holder(build)
-    if held is None:
-        return ""
-    return f"process {held['pid']} on {held['host']}"
+    return "" if held is None else told_holder(held)
 
 
 def _so_far(build: Build, shard: int) -> Counts:

@@ -6,65 +6,45 @@
 
 A segment the index does not cover yet is read directly, so that a lost or late index costs time,
 never an answer. Where a key is in several segments, the newest segment's row counts: segment names
-begin with the time their build was planned.
+begin with the time their build was planned. A segment or an index that was removed since a reader
+learnt of it holds nothing: what it held is looked for elsewhere.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import time
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from earwitness.cache.index import (
+    Keys,
+    Pointer,
+    index_bytes,
+    joined,
+    prefixes,
+    read_index,
+    read_pointer,
+    segment_keys,
+    write_pointer,
+)
+from earwitness.cache.writing import ROW_GROUP_ROWS, SegmentWriter
 from earwitness.scratch import scratch_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from earwitness.storage import Store
 
-_ROW_GROUP_ROWS = 4096
-_INDEX_GROUP_ROWS = 1 << 20
-_PREFIX_BYTES = 8
-
-
-@dataclass(slots=True)
-class _Pointer:
-    """`index.json`: the current index file, the one before it, the segments covered in order."""
-
-    index: str = ""
-    previous: str = ""
-    segments: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Keys:
-    """Sorted key prefixes and where each key is: `segments[segment[i]]`, row `position[i]`."""
-
-    prefix: NDArray[np.uint64]
-    segment: NDArray[np.int32]
-    position: NDArray[np.int32]
-    segments: list[str]
-
-    def locate(self, wanted: NDArray[np.uint64]) -> list[tuple[int, str, int]]:
-        """(index into wanted, segment name, position) for every possible match."""
-        first = np.searchsorted(self.prefix, wanted, side="left")
-        last = np.searchsorted(self.prefix, wanted, side="right")
-        return [
-            (int(i), self.segments[self.segment[at]], int(self.position[at]))
-            for i in np.nonzero(last > first)[0]
-            for at in range(first[i], last[i])
-        ]
+_READERS = 8
+_STRAY_INDEX_S = 3600.0
+"""An index file that nothing names may be about to be named, unless it is older than this."""
 
 
 class SegmentCache:
@@ -78,7 +58,7 @@ class SegmentCache:
     def __init__(self, store: Store, columns: pa.Schema) -> None:
         self._store = store
         self.schema = pa.schema([pa.field("key", pa.binary(32)), *columns])
-        self._known: dict[str, _Keys] = {}
+        self._known: dict[str, Keys] = {}
 
     @contextmanager
     def writer(self, name: str) -> Iterator[SegmentWriter]:
@@ -139,19 +119,48 @@ class SegmentCache:
             self._collect(self._all_keys(segments), missing, found)
         return found
 
-    def _all_keys(self, segments: list[str]) -> list[_Keys]:
-        pointer = self._pointer()
-        indexed = [self._index_keys(pointer)] if pointer.index else []
-        covered = set(pointer.segments)
-        return [*indexed, *(self._segment_keys(name) for name in segments if name not in covered)]
+    def all_keys(self) -> Keys:
+        """The keys of all segments, indexed or not, in one."""
+        return joined(self._all_keys(self.segments()))
+
+    def _all_keys(self, segments: list[str]) -> list[Keys]:
+        keys, covered = self._indexed()
+        fresh = [self._segment_keys(name) for name in segments if name not in covered]
+        return [keys, *fresh] if keys is not None else fresh
+
+    def _indexed(self) -> tuple[Keys | None, set[str]]:
+        """The current index, and the segments it covers."""
+        for _ in range(2):  # the second time: the index was replaced since its name was read
+            pointer = read_pointer(self._store)
+            if not pointer.index:
+                break
+            try:
+                return self._index_keys(pointer), set(pointer.segments)
+            except FileNotFoundError:
+                continue
+        return None, set()
 
     def segments(self) -> list[str]:
         """Names of all segments, oldest first."""
-        return [
-            path.removeprefix("segments/").removesuffix(".parquet")
-            for path in self._store.sizes("segments")
+        return list(self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        """Segments and their sizes in bytes, oldest first."""
+        return {
+            path.removeprefix("segments/").removesuffix(".parquet"): size
+            for path, size in self._store.sizes("segments").items()
             if path.endswith(".parquet")
-        ]
+        }
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[pq.ParquetFile]:
+        """A segment's file, to look into it.
+
+        Raises:
+            FileNotFoundError: There is no such segment.
+        """
+        with self._store.open(f"segments/{name}.parquet") as file:
+            yield pq.ParquetFile(file)
 
     def merge(self) -> int:
         """Bring segments that the index does not cover yet into a new index.
@@ -160,85 +169,75 @@ class SegmentCache:
             How many segments were added. Two builds merging at once is fine: what the later
             pointer does not cover is read directly until the next merge.
         """
-        pointer = self._pointer()
-        covered = set(pointer.segments)
-        fresh = [name for name in self.segments() if name not in covered]
-        if not fresh:
-            return 0
-        parts = [self._index_keys(pointer)] if pointer.index else []
-        segments = [*pointer.segments, *fresh]
-        numbers = {name: number for number, name in enumerate(segments)}
-        prefix = [part.prefix for part in parts]
-        segment = [part.segment for part in parts]
-        position = [part.position for part in parts]
-        for name in fresh:
-            keys = self._segment_keys(name)
-            prefix.append(keys.prefix)
-            segment.append(np.full(len(keys.prefix), numbers[name], np.int32))
-            position.append(keys.position)
-        all_prefix = np.concatenate(prefix)
-        order = np.argsort(all_prefix, kind="stable")
-        table = pa.table(
-            {
-                "prefix": pa.array(all_prefix[order]),
-                "segment": pa.array(np.concatenate(segment)[order]),
-                "position": pa.array(np.concatenate(position)[order]),
-            }
-        )
-        data = parquet_bytes(table, _INDEX_GROUP_ROWS, compression="none")
-        index = f"index-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
-        self._store.write_bytes(index, data)
-        self._write_pointer(_Pointer(index, pointer.index, segments))
-        if pointer.previous not in {"", index, pointer.index}:
-            self._store.delete([pointer.previous])
+        segments = self.segments()
+        covered = read_pointer(self._store).segments
+        fresh = set(segments).difference(covered)
+        gone = set(covered).difference(segments)
+        if fresh or gone:
+            self._write_index(joined(self._all_keys(segments)).without(gone))
         return len(fresh)
 
-    def _pointer(self) -> _Pointer:
-        try:
-            known = json.loads(self._store.read_bytes("index.json"))
-        except FileNotFoundError:
-            return _Pointer()
-        return _Pointer(known["index"], known["previous"], known["segments"])
+    def drop(self, names: Collection[str]) -> None:
+        """Remove segments: from the index first, then themselves. Killed, do it again.
 
-    def _write_pointer(self, pointer: _Pointer) -> None:
-        known = {
-            "index": pointer.index,
-            "previous": pointer.previous,
-            "segments": pointer.segments,
-        }
-        self._store.write_bytes("index.json", json.dumps(known, indent=1).encode())
+        Args:
+            names: Segments; those already gone are fine.
+        """
+        segments = self.segments()
+        gone = {*names, *set(read_pointer(self._store).segments).difference(segments)}
+        self._write_index(joined(self._all_keys(segments)).without(gone))
+        self._store.delete_many([f"segments/{name}.parquet" for name in names])
 
-    def _index_keys(self, pointer: _Pointer) -> _Keys:
+    def _write_index(self, keys: Keys) -> None:
+        pointer = read_pointer(self._store)
+        data = index_bytes(keys)
+        # the names, too: the same numbers over other segments are another index
+        digest = hashlib.sha256(json.dumps(keys.segments).encode() + data).hexdigest()
+        index = f"index-{digest[:16]}.parquet"
+        if index == pointer.index:
+            return
+        self._store.write_bytes(index, data)
+        write_pointer(self._store, Pointer(index, pointer.index, keys.segments))
+        if pointer.previous not in {"", index, pointer.index}:
+            self._store.delete([pointer.previous])
+
+    def sweep(self) -> None:
+        """Delete index files that killed processes left behind long ago."""
+        pointer = read_pointer(self._store)
+        old = time.time() - _STRAY_INDEX_S
+        self._store.delete(
+            path
+            for path, entry in self._store.entries().items()
+            if path.startswith("index-")
+            and path not in {pointer.index, pointer.previous}
+            and entry.modified_s < old
+        )
+
+    def _index_keys(self, pointer: Pointer) -> Keys:
         known = self._known.get(pointer.index)
         if known is None:
-            with self._store.open(pointer.index) as file:
-                table = pq.read_table(file)
-            known = _Keys(
-                table["prefix"].to_numpy(),
-                table["segment"].to_numpy(),
-                table["position"].to_numpy(),
-                pointer.segments,
-            )
+            known = read_index(self._store, pointer)
             self._known = {
                 name: keys for name, keys in self._known.items() if not name.startswith("index-")
             }
             self._known[pointer.index] = known
         return known
 
-    def _segment_keys(self, name: str) -> _Keys:
+    def _segment_keys(self, name: str) -> Keys:
         known = self._known.get(name)
         if known is None:
-            with self._store.open(f"segments/{name}.parquet") as file:
-                column = pq.read_table(file, columns=["key"])["key"]
-            prefix = prefixes(cast("list[bytes]", column.to_pylist()))
-            order = np.argsort(prefix, kind="stable").astype(np.int32)
-            known = _Keys(prefix[order], np.zeros(len(order), np.int32), order, [name])
+            try:
+                with self._store.open(f"segments/{name}.parquet") as file:
+                    column = pq.read_table(file, columns=["key"])["key"]
+            except FileNotFoundError:  # removed since it was listed
+                return segment_keys(name, [])
+            known = segment_keys(name, cast("list[bytes]", column.to_pylist()))
             self._known[name] = known
         return known
 
     def _collect(
         self,
-        sources: Iterable[_Keys],
+        sources: Iterable[Keys],
         missing: dict[bytes, None],
         found: dict[bytes, dict[str, Any]],
     ) -> None:
@@ -249,73 +248,25 @@ class SegmentCache:
         for source in sources:
             for at, segment, position in source.locate(wanted_prefix):
                 places[segment].append((at, position))
-        for segment in sorted(places, reverse=True):  # newest first: the first hit counts
-            todo = [(at, position) for at, position in places[segment] if wanted[at] in missing]
-            for at, row in self._read(segment, todo):
-                if row["key"] == wanted[at]:
-                    missing.pop(wanted[at], None)
-                    found.setdefault(wanted[at], row)
+        newest_first = sorted(places, reverse=True)  # the first hit counts
+        with ThreadPoolExecutor(_READERS) as pool:
+            for rows in pool.map(lambda name: self._read(name, places[name]), newest_first):
+                for at, row in rows:
+                    if row["key"] == wanted[at] and wanted[at] in missing:
+                        del missing[wanted[at]]
+                        found[wanted[at]] = row
 
     def _read(
         self, segment: str, places: list[tuple[int, int]]
     ) -> Iterable[tuple[int, dict[str, Any]]]:
         """Rows of a segment at the given positions; only the row groups they are in are read."""
-        if not places:
+        groups = sorted({position // ROW_GROUP_ROWS for _, position in places})
+        try:
+            with self._store.open(f"segments/{segment}.parquet") as file:
+                table = pq.ParquetFile(file).read_row_groups(groups)
+        except FileNotFoundError:  # removed since it was indexed or listed
             return []
-        with self._store.open(f"segments/{segment}.parquet") as file:
-            parquet = pq.ParquetFile(file)
-            groups = sorted({position // _ROW_GROUP_ROWS for _, position in places})
-            table = parquet.read_row_groups(groups)
-        start = {group: number * _ROW_GROUP_ROWS for number, group in enumerate(groups)}
-        offsets = [start[at // _ROW_GROUP_ROWS] + at % _ROW_GROUP_ROWS for _, at in places]
+        start = {group: number * ROW_GROUP_ROWS for number, group in enumerate(groups)}
+        offsets = [start[at // ROW_GROUP_ROWS] + at % ROW_GROUP_ROWS for _, at in places]
         rows = table.take(pa.array(offsets, pa.int64())).to_pylist()
         return [(at, row) for (at, _), row in zip(places, rows, strict=True)]
-
-
-class SegmentWriter:
-    """Writes rows as row groups of equal size, whatever parts they come in.
-
-    Args:
-        path: Local file.
-        schema: The table's schema.
-
-    Attributes:
-        rows: How many were written so far.
-    """
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._file = pq.ParquetWriter(path, schema, compression="zstd")
-        self._schema = schema
-        self._waiting = schema.empty_table()
-        self.rows = 0
-
-    def add(self, part: pa.Table) -> None:
-        """Append rows, in row order."""
-        self.rows += part.num_rows
-        self._waiting = pa.concat_tables([self._waiting, part.cast(self._schema)])
-        while self._waiting.num_rows >= _ROW_GROUP_ROWS:
-            self._file.write_table(self._waiting.slice(0, _ROW_GROUP_ROWS).combine_chunks())
-            self._waiting = self._waiting.slice(_ROW_GROUP_ROWS).combine_chunks()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._waiting.num_rows:
-            self._file.write_table(self._waiting.combine_chunks())
-        self._file.close()
-
-
-def prefixes(keys: Sequence[bytes]) -> NDArray[np.uint64]:
-    """The first eight bytes of each key as a big-endian number, shape (len(keys),)."""
-    joined = b"".join(key[:_PREFIX_BYTES] for key in keys)
-    return np.frombuffer(joined, dtype=">u8").astype(np.uint64)
-
-
-def parquet_bytes(
-    table: pa.Table, row_group_rows: int, compression: Literal["zstd", "none"] = "zstd"
-) -> bytes:
-    """A table as Parquet; equal tables give equal bytes."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, row_group_size=row_group_rows, compression=compression)
-    return sink.getvalue()

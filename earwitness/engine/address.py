@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import aiohttp
 
-from earwitness.engine.wire import AskRequest, Trouble, chat_payload, read_reply
-from earwitness.errors import CredentialsError, EngineUnavailableError, SettingsError
-from earwitness.records import Reason, Rejection, Stage
+from earwitness.engine.replies import (
+    LARGEST_REPLY_BYTES,
+    Setback,
+    Trouble,
+    answering_model,
+    error_message,
+    parse_metrics,
+    parsed,
+    read_reply,
+    retry_after_s,
+    steady,
+)
+from earwitness.errors import (
+    CredentialsError,
+    EngineUnavailableError,
+    ModelIdentityError,
+    SettingsError,
+)
+from earwitness.records import Answer, Rejection
 
 if TYPE_CHECKING:
-    from earwitness.records import Answer
+    from earwitness.engine.wire import Request
 
 _OK = 200
 _NO_ACCESS = frozenset({401, 403})
 _DEAD = 503  # what vLLM's /health says once its engine process is gone
 _CONNECT_S = 10
+_TOLD_CHARS = 160
 _PROBE_TIMEOUT = aiohttp.ClientTimeout(total=10)
 # uvicorn closes a connection after 5 s of rest: never send on one it is about to close
 _KEEPALIVE_S = 4.0
@@ -65,51 +81,98 @@ class EngineAddress:
         url: The server's root.
         api_key: Sent as a bearer token; empty: none.
         inline: Send clips inside requests, not as `file://`.
-        request_timeout_s: How long a request may take, from its sending.
+        request_timeout_s: How long a request may take, from its sending; None: whoever is there
+            sets the limit.
+
+    Attributes:
+        url: The server's root.
+        request_timeout_s: As given.
     """
 
     def __init__(
-        self, url: str, *, api_key: str = "", inline: bool = True, request_timeout_s: float = 600
+        self,
+        url: str,
+        *,
+        api_key: str = "",
+        inline: bool = True,
+        request_timeout_s: float | None = 600,
     ) -> None:
         self.url = url
         self._api_key = api_key
         self._inline = inline
-        self._request_timeout_s = request_timeout_s
+        self.request_timeout_s = request_timeout_s
+        self._answering: str | None = None
+        self._is_api = False
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
-    async def ask(self, request: AskRequest, model: str) -> Answer | Rejection | Trouble:
+    async def ask(
+        self, request: Request, model: str, *, timeout_s: float | None = None
+    ) -> Answer | Rejection | Setback:
         """Sends one request and reads its reply.
 
         Args:
             request: What is asked.
             model: The name the engine serves the model under.
+            timeout_s: Another limit than `request_timeout_s`.
 
         Returns:
             The answer, the record's rejection, or why neither is known yet.
 
         Raises:
             FatalError: The engine refuses the key or the model (see `read_reply`).
+            EarwitnessError: A worker's engine front passes it on.
         """
         # reading and encoding clips takes milliseconds: away from the loop
-        payload = await asyncio.to_thread(_encoded, request, model, inline=self._inline)
-        timeout = aiohttp.ClientTimeout(total=self._request_timeout_s, sock_connect=_CONNECT_S)
+        payload = await asyncio.to_thread(request.encoded, model, inline=self._inline)
+        limit_s = timeout_s or self.request_timeout_s
+        timeout = aiohttp.ClientTimeout(total=limit_s, sock_connect=_CONNECT_S)
         try:
             async with self._open().post(
                 f"{self.url}/v1/chat/completions",
                 data=payload,
                 headers={"Content-Type": "application/json"},
                 timeout=timeout,
+                # followed, a question would arrive as a GET without its body
+                allow_redirects=False,
             ) as reply:
-                body = await reply.read()
-                return read_reply(reply.status, body, url=self.url, model=model)
+                body = await _read(reply)
+                result = self._read_reply(reply, body, model)
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError):
-            return Trouble.UNREACHABLE
+            return Setback(Trouble.UNREACHABLE)
         except TimeoutError:
-            detail = f"no answer within {self._request_timeout_s:g} s"
-            return Rejection(Stage.GENERATE, Reason.ENGINE_TIMEOUT, detail)
-        except aiohttp.ClientError:
-            return Trouble.BROKEN
+            return Setback(Trouble.TIMEOUT, f"no answer within {limit_s:g} s")
+        except (aiohttp.ClientError, OSError):
+            return Setback(Trouble.BROKEN)
+        if isinstance(result, Answer):
+            self._check_who_answered(answering_model(body))
+            request.keep(body)
+        return result
+
+    def _read_reply(
+        self, reply: aiohttp.ClientResponse, body: bytes, model: str
+    ) -> Answer | Rejection | Setback:
+        page = body.lstrip().startswith(b"<")
+        told = "and a page of HTML" if page else error_message(body)[:_TOLD_CHARS]
+        said = steady(f"HTTP {reply.status} {told or 'and no answer'}")
+        try:
+            result = read_reply(reply.status, body, url=self.url, model=model)
+        except SettingsError:
+            if not self._is_api:
+                raise
+            # there was an API: something stands in for it while it is away
+            return Setback(Trouble.SERVER_ERROR, said)
+        if isinstance(result, Trouble):
+            return Setback(result, said, retry_after_s(reply.headers.get("Retry-After")))
+        return result
+
+    def _check_who_answered(self, name: str) -> None:
+        if self._answering is None:
+            self._answering = name
+        if self._answering != name:
+            raise ModelIdentityError(
+                f"the engine at {self.url} answered as {self._answering!r}, and now as {name!r}"
+            )
 
     async def healthy(self) -> bool | None:
         """Whether the engine lives: None when it neither confirms nor denies it."""
@@ -120,7 +183,7 @@ class EngineAddress:
                 return False if reply.status == _DEAD else None
         except TimeoutError:
             return None
-        except aiohttp.ClientError:
+        except (aiohttp.ClientError, OSError):
             return False
 
     async def served_models(self) -> list[ServedModel]:
@@ -132,13 +195,15 @@ class EngineAddress:
             SettingsError: There is no OpenAI-compatible API at this address.
         """
         try:
-            reply = json.loads(await self._get("/v1/models"))
-            return [
+            reply = parsed(await self._get("/v1/models"))
+            served = [
                 ServedModel(str(card["id"]), card.get("root"), card.get("max_model_len"))
                 for card in reply["data"]
             ]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise SettingsError(f"there is no OpenAI-compatible API at {self.url}") from error
+        self._is_api = True
+        return served
 
     async def version(self) -> str:
         """The engine's own version, from `/version`; empty when it does not tell.
@@ -147,8 +212,8 @@ class EngineAddress:
             EngineUnavailableError: It does not answer.
         """
         try:
-            return str(json.loads(await self._get("/version"))["version"])
-        except (ValueError, KeyError, TypeError, SettingsError):
+            return str(parsed(await self._get("/version"))["version"])
+        except (KeyError, TypeError, SettingsError):
             return ""
 
     async def metrics(self) -> dict[str, float]:
@@ -158,11 +223,24 @@ class EngineAddress:
             EngineUnavailableError: It does not answer.
             SettingsError: It has no metrics.
         """
-        return parse_metrics((await self._get("/metrics")).decode("utf-8", "replace"))
+        return parse_metrics(await self.metrics_text())
+
+    async def metrics_text(self) -> str:
+        """The page behind `metrics`, as it came.
+
+        Raises:
+            EngineUnavailableError: It does not answer.
+            SettingsError: It has no metrics.
+        """
+        return (await self._get("/metrics")).decode("utf-8", "replace")
 
     async def close(self) -> None:
         """Closes its connections; it answers nothing from then on."""
         self._closed = True
+        await self.hang_up()
+
+    async def hang_up(self) -> None:
+        """Breaks off every request under way; later ones open connections anew."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()
@@ -170,9 +248,9 @@ class EngineAddress:
     async def _get(self, path: str) -> bytes:
         try:
             async with self._open().get(self.url + path, timeout=_PROBE_TIMEOUT) as reply:
-                body = await reply.read()
+                body = await _read(reply)
                 status = reply.status
-        except (TimeoutError, aiohttp.ClientError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise EngineUnavailableError(f"no engine answers at {self.url}: {error}") from error
         if status in _NO_ACCESS:
             raise CredentialsError(
@@ -195,28 +273,10 @@ class EngineAddress:
         return self._session
 
 
-def _encoded(request: AskRequest, model: str, *, inline: bool) -> bytes:
-    payload: dict[str, Any] = chat_payload(request, model, inline=inline)
-    return json.dumps(payload, ensure_ascii=False).encode()
-
-
-def parse_metrics(text: str) -> dict[str, float]:
-    """Reads Prometheus' text format.
-
-    Args:
-        text: The page.
-
-    Returns:
-        By name, the sum over all labels.
-    """
-    totals: dict[str, float] = {}
-    for line in text.splitlines():
-        if not line or line.startswith("#"):
-            continue
-        name, _, value = line.rpartition(" ")
-        name = name.partition("{")[0]
-        try:
-            totals[name] = totals.get(name, 0.0) + float(value)
-        except ValueError:
-            continue
-    return totals
+async def _read(reply: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in reply.content.iter_any():
+        body += chunk
+        if len(body) > LARGEST_REPLY_BYTES:
+            raise aiohttp.ClientPayloadError("the reply does not end")
+    return bytes(body)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING, Self
 
-from earwitness.engine.address import EngineAddress, ServedModel, base_url
-from earwitness.engine.keeper import AddressKeeper, ServerKeeper
+from earwitness.engine.address import EngineAddress, ServedModel
+from earwitness.engine.given import borrowed_address, given_addresses, in_flight, pick_model
+from earwitness.engine.given_keeper import AddressKeeper
 from earwitness.engine.lanes import Lane, Lanes
+from earwitness.engine.own_keeper import ServerKeeper
+from earwitness.engine.replies import parse_metrics
 from earwitness.engine.server import EngineServer
 from earwitness.engine.suspects import Case, Judge
 from earwitness.engine.wire import AskRequest
@@ -16,9 +18,11 @@ from earwitness.errors import EngineUnavailableError, ModelIdentityError, Settin
 from earwitness.records import Answer, Rejection
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
+    from earwitness.engine.shared import SharedEngine
+    from earwitness.engine.wire import Request
+    from earwitness.errors import EarwitnessError
     from earwitness.settings import EngineSettings
 
 __all__ = ["AskRequest", "Engine", "ServedModel"]
@@ -37,7 +41,7 @@ class Engine:
         clips_per_prompt: Most clips in one record.
         log_path: Where an own engine's output goes. Default: a file in the temporary folder.
         api_key: For given addresses. Default: VLLM_API_KEY or OPENAI_API_KEY.
-        shares_scratch: Given engines can read `scratch`: send addresses, not bytes.
+        shared: A worker's engine, to be asked instead of one of our own.
         unavailable_timeout_s: How long to wait for engines that are down.
     """
 
@@ -50,7 +54,7 @@ class Engine:
         clips_per_prompt: int,
         log_path: Path | None = None,
         api_key: str | None = None,
-        shares_scratch: bool = False,
+        shared: SharedEngine | None = None,
         unavailable_timeout_s: float = 600,
     ) -> None:
         self._settings = settings
@@ -58,9 +62,9 @@ class Engine:
         self._timeout_s = unavailable_timeout_s
         self._requests_sent = 0
         self._starting: asyncio.Task[None] | None = None
-        self._own = not settings.url
+        self._own = not settings.url and shared is None
         self._keeper: ServerKeeper | AddressKeeper
-        room = in_flight(settings.max_num_seqs)
+        room = in_flight(settings if shared is None else shared.slots)
         if self._own:
             if model is None:
                 raise SettingsError("no model: name one with --model, or an engine with --url")
@@ -72,11 +76,25 @@ class Engine:
                 clips_per_prompt=clips_per_prompt,
                 log_path=log_path,
             )
-            self._keeper = ServerKeeper(self._lanes, server, max_restarts=settings.max_restarts)
+            self._keeper = ServerKeeper(
+                self._lanes,
+                server,
+                max_restarts=settings.max_restarts,
+                stall_s=settings.stall_timeout_s,
+            )
         else:
-            addresses = given_addresses(settings, api_key=api_key, inline=not shares_scratch)
+            addresses = (
+                given_addresses(settings, api_key=api_key)
+                if shared is None
+                else [borrowed_address(shared)]
+            )
             self._lanes = Lanes([Lane(address) for address in addresses], room=room)
-            self._keeper = AddressKeeper(self._lanes, timeout_s=unavailable_timeout_s)
+            self._keeper = AddressKeeper(
+                self._lanes,
+                timeout_s=unavailable_timeout_s,
+                stall_s=settings.stall_timeout_s,
+                borrowed=shared is not None,
+            )
         self._judge = Judge(self._lanes, self._keeper, busy_timeout_s=unavailable_timeout_s)
 
     @property
@@ -88,6 +106,11 @@ class Engine:
     def room(self) -> int:
         """Questions worth having ready at once: what all engines together hold in flight."""
         return self._lanes.room * len(self._lanes.all)
+
+    @property
+    def failure(self) -> EarwitnessError | None:
+        """Why nobody will be answered; None while there is hope."""
+        return self._lanes.failure
 
     @property
     def server(self) -> EngineServer | None:
@@ -114,12 +137,13 @@ class Engine:
                 for lane in self._lanes.all:
                     if lane.up and lane.address is not None:
                         self._model = pick_model(self._model, await lane.address.served_models())
+            self._lanes.model = self._model or ""
         except EngineUnavailableError:
             # it may pass: whoever asks next tries again
             self._starting = None
             raise
 
-    async def ask(self, request: AskRequest) -> Answer | Rejection:
+    async def ask(self, request: Request) -> Answer | Rejection:
         """Asks one question; waits its turn, and through restarts.
 
         Args:
@@ -132,6 +156,7 @@ class Engine:
             EngineStartError: The own engine does not come up, or dies again and again.
             EngineUnavailableError: No engine has answered for `unavailable_timeout_s`.
             FatalError: The engine refuses the key or the model.
+            EarwitnessError: A worker's engine front passes it on.
         """
         await self.start()
         case = Case()
@@ -144,11 +169,12 @@ class Engine:
             if case.home is not None:
                 self._lanes.clear_suspect(case.home)
 
-    async def _try(self, request: AskRequest, case: Case) -> Answer | Rejection | None:
+    async def _try(self, request: Request, case: Case) -> Answer | Rejection | None:
         lane = await self._enter(case)
         alone = case.home is not None
         try:
-            result = await self._send(request, case, lane)
+            known = await self._judge.known(request, case) if alone else None
+            result = known or await self._send(request, case, lane)
         finally:
             if alone:
                 self._lanes.leave_alone(lane)
@@ -167,17 +193,31 @@ class Engine:
         case.home = await self._lanes.enter_alone(home, patience_s=patience_s)
         return case.home
 
-    async def _send(self, request: AskRequest, case: Case, lane: Lane) -> Answer | Rejection | None:
+    async def _send(self, request: Request, case: Case, lane: Lane) -> Answer | Rejection | None:
         address, deaths = lane.address, lane.deaths
         if address is None:
             return None
         self._requests_sent += 1
-        result = await address.ask(request, self._model or "")
+        try:
+            result = await address.ask(request, self._model or "")
+        except ModelIdentityError as error:
+            if not self._leave_out(lane, deaths, error):
+                raise
+            return None
         if isinstance(result, Answer):
-            self._judge.heard_answer()
+            self._judge.heard(lane)
         if isinstance(result, Answer | Rejection):
             return result
         return await self._judge.settle(result, case, lane, deaths=deaths)
+
+    def _leave_out(self, lane: Lane, deaths: int, error: ModelIdentityError) -> bool:
+        """One engine that came back with another model is no reason to stop asking the others."""
+        if self._own or not any(one.up for one in self._lanes.all if one is not lane):
+            return False
+        if lane.deaths == deaths and lane.up:
+            self._lanes.mark_down(lane)
+            self._keeper.revive(lane, why=str(error))
+        return True
 
     async def served_models(self) -> list[ServedModel]:
         """What the first engine that answers serves; starts the own engine if need be.
@@ -202,13 +242,17 @@ class Engine:
         Raises:
             EngineUnavailableError: One of the engines does not answer.
         """
+        return parse_metrics(await self.metrics_text())
+
+    async def metrics_text(self) -> str:
+        """The engines' own pages, one after the other.
+
+        Raises:
+            EngineUnavailableError: One of the engines does not answer.
+        """
         await self.start()
-        totals: dict[str, float] = {}
-        for lane in self._lanes.all:
-            if lane.up and lane.address is not None:
-                for name, value in (await lane.address.metrics()).items():
-                    totals[name] = totals.get(name, 0.0) + value
-        return totals
+        addresses = [lane.address for lane in self._lanes.all if lane.up and lane.address]
+        return "".join([await address.metrics_text() for address in addresses])
 
     async def _first_up(self) -> EngineAddress:
         # called by the start itself, too: then the lanes are known already
@@ -231,67 +275,3 @@ class Engine:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-def in_flight(slots: int) -> int:
-    """Requests to keep at an engine: a tenth over its slots, so that one waits when one ends.
-
-    Args:
-        slots: Requests the engine answers at once.
-
-    Returns:
-        1.1 times as many, rounded up.
-    """
-    return -(-11 * slots // 10)
-
-
-def given_addresses(
-    settings: EngineSettings, *, api_key: str | None, inline: bool
-) -> list[EngineAddress]:
-    """The addresses a person gave, each once.
-
-    Args:
-        settings: With `url`.
-        api_key: None: VLLM_API_KEY or OPENAI_API_KEY.
-        inline: Send clips inside requests.
-
-    Returns:
-        How to speak to each.
-
-    Raises:
-        SettingsError: One is no http(s) address.
-    """
-    if api_key is None:
-        api_key = os.environ.get("VLLM_API_KEY") or os.environ.get("OPENAI_API_KEY", "")
-    return [
-        EngineAddress(
-            url, api_key=api_key, inline=inline, request_timeout_s=settings.request_timeout_s
-        )
-        for url in dict.fromkeys(map(base_url, settings.url))
-    ]
-
-
-def pick_model(model: str | None, served: Sequence[ServedModel]) -> str:
-    """The name to ask given engines for.
-
-    Args:
-        model: The name a person gave; None: whatever is served.
-        served: What the engines serve.
-
-    Returns:
-        A served name.
-
-    Raises:
-        ModelIdentityError: The name is not served, or none was given and there are several.
-    """
-    names = [card.id for card in served]
-    if model is None:
-        if len(names) == 1:
-            return names[0]
-        raise ModelIdentityError(f"the engine serves {', '.join(names)}: name one with --model")
-    by_root = [card.id for card in served if card.root == model]
-    if model in names:
-        return model
-    if by_root:
-        return by_root[0]
-    raise ModelIdentityError(f"the engine serves {', '.join(names)}, not {model}")

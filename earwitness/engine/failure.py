@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from earwitness.escaping import printable
+
 _PREFIX = re.compile(
     r"^\((?:\w+) pid=\d+\) ?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\] ?)?"
     r"|^(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\] ?"
@@ -23,8 +25,41 @@ _WRAPPERS = (
 )
 _WORKER_SAID = re.compile(r"Worker failed with error '(.*?)'?(?:, please check|$)")
 _PYDANTIC = re.compile(r"^\d+ validation errors? for ")
+_OWN_CODE = (
+    "the model wants code run that comes with it, which is done only when asked for: read it, then "
+    "say --trust-remote-code"
+)
 _REASON_CHARS = 400
 _MESSAGE_LINES = 8
+
+
+_ADVICE = (
+    (
+        re.compile(r"out of memory|OutOfMemoryError", re.IGNORECASE),
+        "give the model more GPUs (tensor_parallel_size), or lower gpu_memory_utilization",
+    ),
+    (
+        re.compile(r"^Free memory on device"),
+        "end what else runs on the GPU (nvidia-smi names it), or lower gpu_memory_utilization",
+    ),
+    (
+        re.compile(r"No available memory for the cache blocks|KV cache is needed, which is larger"),
+        "raise gpu_memory_utilization, lower max_model_len, or raise tensor_parallel_size",
+    ),
+)
+"""What a person can change when there is too little memory: the settings by our names."""
+
+
+def start_failure_advice(reason: str) -> str:
+    """What to change, where the reason is one that settings can help.
+
+    Args:
+        reason: As `start_failure_reason` gave it.
+
+    Returns:
+        A clause; empty when there is nothing to add to the reason.
+    """
+    return next((advice for pattern, advice in _ADVICE if pattern.search(reason)), "")
 
 
 def start_failure_reason(log_text: str) -> str:
@@ -89,5 +124,7 @@ def _message_at(lines: list[str], start: int) -> str:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
+    if "custom code" in text and "trust_remote_code" in text:
+        return _OWN_CODE
     return text if len(text) <= _REASON_CHARS else text[: _REASON_CHARS - 1] + "…"

@@ -23,16 +23,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import FrameType
+    from typing import IO
 
 GRACE_S = 5.0
 """How long processes told to end may take before they are killed."""
+PASSED_ON_AS_SIGTERM = signal.SIGUSR1
+"""A guardian's own SIGTERM ends everything; this one is for the command's first process alone."""
 _TICK_S = 0.2
 _KILL_LIMIT_S = 60.0
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _COMMAND_NOT_FOUND = 127
+_OWNER_ONLY = 0o077
 
 
 class Guarded:
@@ -61,6 +65,19 @@ class Guarded:
         """True until the command and all its processes are gone."""
         return self._guardian.poll() is None
 
+    def ask_to_end(self) -> None:
+        """Sends the command's first process SIGTERM, and leaves it all the time it wants."""
+        with contextlib.suppress(ProcessLookupError):
+            self._guardian.send_signal(PASSED_ON_AS_SIGTERM)
+
+    def wait(self) -> int:
+        """Waits until the command and all its processes are gone.
+
+        Returns:
+            The command's exit status.
+        """
+        return self._guardian.wait()
+
     def stop(self) -> int:
         """Ends the command and waits until nothing of it is left.
 
@@ -81,30 +98,36 @@ class Guarded:
 
 
 def start_guarded(
-    command: Sequence[str], *, log_path: Path, env: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    log_path: Path | None,
+    env: Mapping[str, str] | None = None,
+    private: bool = False,
 ) -> Guarded:
     """Starts a command that will not outlive this process.
 
     Args:
         command: The command, word by word.
-        log_path: Its output is appended here.
+        log_path: Its output is appended here, for its owner's eyes alone; None: it goes where this
+            process's own goes.
         env: Added to this process's environment.
+        private: What it creates (files, sockets) is nobody else's to open.
 
     Returns:
         A handle to watch and stop it.
     """
     theirs, ours = os.pipe()
     try:
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        with log_path.open("ab") as log:
+        with _output(log_path) as log:
             guardian = subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__, str(theirs), *command],
+                [*guard_words(theirs), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=subprocess.STDOUT,
+                stderr=None if log is None else subprocess.STDOUT,
                 env={**os.environ, **(env or {})},
                 pass_fds=(theirs,),
                 start_new_session=True,
+                umask=_OWNER_ONLY if private else -1,
             )
     except BaseException:
         os.close(ours)
@@ -112,6 +135,29 @@ def start_guarded(
     finally:
         os.close(theirs)
     return Guarded(guardian, ours)
+
+
+def guard_words(lifeline: int) -> list[str]:
+    """What to put before a command that somebody else starts, so that nothing of it stays.
+
+    Args:
+        lifeline: A file descriptor the command gets, whose end of file ends it all (0: the pipe
+            that is its standard input).
+    """
+    return [sys.executable, "-I", "-S", __file__, str(lifeline)]
+
+
+@contextlib.contextmanager
+def _output(log_path: Path | None) -> Iterator[IO[bytes] | None]:
+    if log_path is None:
+        yield None
+        return
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    # in a folder that others may write to, a link of theirs could lead anywhere
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(log_path, flags, 0o600), "ab") as log:
+        os.fchmod(log.fileno(), 0o600)
+        yield log
 
 
 class _Processes:
@@ -137,7 +183,15 @@ def _session(leader: int) -> set[int]:
     return {pid for pid, session in found.items() if session == leader and pid != os.getpid()}
 
 
-def _descendants(ancestor: int) -> set[int]:
+def descendants(ancestor: int) -> set[int]:
+    """All living processes that come from one.
+
+    Args:
+        ancestor: Its process id.
+
+    Returns:
+        Their ids, without its own.
+    """
     children: dict[int, list[int]] = {}
     for pid, parent in _Processes().parent.items():
         children.setdefault(parent, []).append(pid)
@@ -200,9 +254,14 @@ class _Guardian:
             preexec_fn=_prepare_child,  # noqa: PLW1509 - this process has one thread
             stdin=subprocess.DEVNULL,
         )
+        signal.signal(PASSED_ON_AS_SIGTERM, self._pass_on)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._told_to_stop = True
+
+    def _pass_on(self, _number: int, _frame: FrameType | None) -> None:
+        if self._status is None:
+            _signal_all({self._leader.pid}, signal.SIGTERM)
 
     def run(self) -> int:
         """Watches until the end, then cleans up; returns the command's exit status."""
@@ -210,7 +269,7 @@ class _Guardian:
             self._reap()
         if self._status is None:
             self._end_gracefully()
-        clean = _kill_all(lambda: _descendants(os.getpid()), self._reap)
+        clean = _kill_all(lambda: descendants(os.getpid()), self._reap)
         self._reap()
         if not clean:
             sys.stderr.write("guardian: a process could not be killed\n")
@@ -222,10 +281,10 @@ class _Guardian:
 
     def _end_gracefully(self) -> None:
         limit = time.monotonic() + GRACE_S
-        _signal_all(_descendants(os.getpid()), signal.SIGTERM)
+        _signal_all(descendants(os.getpid()), signal.SIGTERM)
         while time.monotonic() < limit:
             self._reap()
-            if not _descendants(os.getpid()):
+            if not descendants(os.getpid()):
                 return
             time.sleep(_TICK_S / 2)
 

@@ -9,6 +9,7 @@ through it one at a time.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -23,17 +24,25 @@ class Lane:
     Attributes:
         address: Where it is; None while an engine of our own has not started yet.
         up: It answers, as far as known.
+        down_since_s: Since when it has been down, when it is.
         deaths: How often it was seen to die.
+        hung: The last time it was not dead but answered nothing any more.
         in_flight: Requests sent and not yet answered.
         suspects: Requests that have to go through it alone first.
+        heard_s: When it last gave a reply that says it works.
+        resting_until_s: It asked to be left alone until then.
     """
 
     def __init__(self, address: EngineAddress | None) -> None:
         self.address = address
         self.up = False
+        self.down_since_s = time.monotonic()
         self.deaths = 0
+        self.hung = False
         self.in_flight = 0
         self.suspects = 0
+        self.heard_s = 0.0
+        self.resting_until_s = 0.0
 
 
 class Lanes:
@@ -42,11 +51,17 @@ class Lanes:
     Args:
         lanes: All of them, for good.
         room: How many requests a lane holds at once.
+
+    Attributes:
+        all: As given.
+        room: As given.
+        model: The name all of them serve the model under; empty: not known yet.
     """
 
     def __init__(self, lanes: list[Lane], *, room: int) -> None:
         self.all = lanes
         self.room = room
+        self.model = ""
         self._waiting: deque[asyncio.Future[Lane]] = deque()
         self._changed = asyncio.Event()
         self._alone = asyncio.Lock()
@@ -56,6 +71,11 @@ class Lanes:
     def any_up(self) -> bool:
         """True while at least one engine answers."""
         return any(lane.up for lane in self.all)
+
+    @property
+    def failure(self) -> EarwitnessError | None:
+        """Why no engine will come back; None while there is hope."""
+        return self._failure
 
     async def enter(self) -> Lane:
         """Waits for room in a lane; leave it with `leave`.
@@ -90,26 +110,37 @@ class Lanes:
         Raises:
             EarwitnessError: No engine will come back (see `fail`).
         """
-        loop = asyncio.get_running_loop()
         holding = False
         try:
-            holding = await self._alone.acquire()
-            moving_at = loop.time() + patience_s
-            while not (lane.up and lane.in_flight == 0):
-                self.raise_failure()
-                left_s = moving_at - loop.time()
-                if left_s <= 0 and not lane.up and self.any_up:
-                    dead, lane = lane, next(other for other in self.all if other.up)
-                    self.add_suspect(lane)
-                    self.clear_suspect(dead)
-                    continue
-                await self._wait_for_change(left_s if left_s > 0 else 1.0)
+            while True:
+                lane = await self._up_or_another(lane, patience_s)
+                holding = await self._alone.acquire()
+                while lane.up and (lane.in_flight or self._rests(lane)):
+                    await self._wait_for_change(1.0)
+                if lane.up:
+                    break
+                # nobody else has to wait until it is back
+                self._alone.release()
+                holding = False
         except BaseException:
             if holding:
                 self._alone.release()
             self.clear_suspect(lane)
             raise
         lane.in_flight += 1
+        return lane
+
+    async def _up_or_another(self, lane: Lane, patience_s: float) -> Lane:
+        """Waits for a suspect's lane, and moves the suspect when that is down for too long."""
+        while not lane.up:
+            self.raise_failure()
+            left_s = lane.down_since_s + patience_s - time.monotonic()
+            if left_s <= 0 and self.any_up:
+                dead, lane = lane, next(other for other in self.all if other.up)
+                self.add_suspect(lane)
+                self.clear_suspect(dead)
+                continue
+            await self._wait_for_change(left_s if left_s > 0 else 1.0)
         return lane
 
     def leave(self, lane: Lane) -> None:
@@ -153,8 +184,20 @@ class Lanes:
         Args:
             lane: The one that does not answer.
         """
+        if lane.up:
+            lane.down_since_s = time.monotonic()
         lane.up = False
         self._dispatch()
+
+    def rest(self, lane: Lane, seconds: float) -> None:
+        """Leaves a lane alone for a while; what is in flight there stays.
+
+        Args:
+            lane: The one that asked for it.
+            seconds: How long.
+        """
+        lane.resting_until_s = max(lane.resting_until_s, time.monotonic() + seconds)
+        asyncio.get_running_loop().call_later(seconds, self._dispatch)
 
     def mark_up(self, lane: Lane) -> None:
         """Opens a lane again; whatever failed before is forgotten.
@@ -163,6 +206,7 @@ class Lanes:
             lane: The one that answers.
         """
         lane.up = True
+        lane.heard_s = time.monotonic()
         self._failure = None
         self._dispatch()
 
@@ -204,9 +248,16 @@ class Lanes:
         opened = [
             lane
             for lane in self.all
-            if lane.up and lane.suspects == 0 and lane.in_flight < self.room
+            if lane.up
+            and lane.suspects == 0
+            and lane.in_flight < self.room
+            and not self._rests(lane)
         ]
         return min(opened, key=lambda lane: lane.in_flight, default=None)
+
+    @staticmethod
+    def _rests(lane: Lane) -> bool:
+        return time.monotonic() < lane.resting_until_s
 
     async def _wait_for_change(self, timeout_s: float) -> None:
         self._changed.clear()

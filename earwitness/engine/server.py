@@ -3,140 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import secrets
 import socket
-import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from earwitness.credentials import without_known_secrets
 from earwitness.engine.address import EngineAddress
-from earwitness.engine.failure import start_failure_reason
+from earwitness.engine.command import HOST, serve_command
+from earwitness.engine.failure import start_failure_advice, start_failure_reason
 from earwitness.engine.guardian import start_guarded
-from earwitness.errors import CredentialsError, EngineStartError, EngineUnavailableError
+from earwitness.errors import (
+    CredentialsError,
+    EngineStartError,
+    EngineUnavailableError,
+    SettingsError,
+)
+from earwitness.scratch import engine_log
 
 if TYPE_CHECKING:
     from earwitness.engine.guardian import Guarded
     from earwitness.settings import EngineSettings
 
-LAUNCHER = Path(__file__).with_name("launcher.py")
-HOST = "127.0.0.1"
-_MOST_API_SERVERS = 8
-_CORES_PER_API_SERVER = 4
 _POLL_S = 0.25
 _DYING_S = 3.0
 _LOG_TAIL_BYTES = 4 * 2**20
 _PORT_TAKEN = "address already in use"
 _PORT_TRIES = 3
 _SIGKILLED = 128 + 9
-
-
-def serve_command(
-    settings: EngineSettings,
-    model: str,
-    *,
-    scratch: Path,
-    port: int,
-    api_key: str,
-    clips_per_prompt: int,
-) -> tuple[list[str], dict[str, str]]:
-    """The command that starts the engine, and what it adds to the environment.
-
-    Args:
-        settings: The engine's settings.
-        model: Local folder or hub id.
-        scratch: The only folder the engine may read clips from.
-        port: Where it listens, on the loopback.
-        api_key: Travels by environment: everyone on the machine can read a command line.
-        clips_per_prompt: Most clips in one record.
-
-    Returns:
-        The command, word by word, and the environment's additions.
-    """
-    launch = [settings.python or sys.executable, str(LAUNCHER), "serve"]
-    command = [*(settings.command or launch), model]
-    command += ["--host", HOST, "--port", str(port), "--served-model-name", model]
-    command += ["--allowed-local-media-path", str(scratch.resolve())]
-    command += ["--limit-mm-per-prompt", json.dumps({"audio": clips_per_prompt})]
-    command += ["--max-num-seqs", str(settings.max_num_seqs)]
-    command += ["--api-server-count", str(_api_servers(settings))]
-    # requests name every sampling parameter; the model's own defaults (and its hidden limit on
-    # the answer's length) must not come in beside them
-    command += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
-    command += _model_flags(settings)
-    return [*command, *settings.vllm_args], _environment(settings, model, api_key)
-
-
-def _model_flags(settings: EngineSettings) -> list[str]:
-    flags: list[str] = []
-    for name in (
-        "revision",
-        "gpu_memory_utilization",
-        "max_model_len",
-        "dtype",
-        "quantization",
-        "chat_template",
-    ):
-        value = getattr(settings, name)
-        if value is not None:
-            flags += [f"--{name.replace('_', '-')}", str(value)]
-    for name in ("tensor_parallel_size", "data_parallel_size"):
-        count = getattr(settings, name)
-        if count > 1:
-            flags += [f"--{name.replace('_', '-')}", str(count)]
-    if settings.trust_remote_code:
-        flags.append("--trust-remote-code")
-    return flags
-
-
-def _api_servers(settings: EngineSettings) -> int:
-    if settings.api_server_count:
-        return settings.api_server_count
-    by_cores = min(_MOST_API_SERVERS, len(_cores()) // _CORES_PER_API_SERVER or 1)
-    # vLLM's own default is one for each replica: never go below it
-    return max(by_cores, settings.data_parallel_size)
-
-
-def _environment(settings: EngineSettings, model: str, api_key: str) -> dict[str, str]:
-    env = {
-        "VLLM_API_KEY": api_key,
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
-    if settings.hub_cache is not None:
-        env["HF_HUB_CACHE"] = settings.hub_cache
-    if Path(model).is_dir():
-        env["HF_HUB_OFFLINE"] = "1"
-    # read on CPUs only; without them vLLM takes 4 GiB, and wants one NUMA node a worker
-    defaults = {"VLLM_CPU_KVCACHE_SPACE": "1"}
-    workers = settings.tensor_parallel_size * settings.data_parallel_size
-    if workers > 1:
-        defaults["VLLM_CPU_OMP_THREADS_BIND"] = split_cores(_cores(), workers)
-    return env | {name: value for name, value in defaults.items() if name not in os.environ}
-
-
-def split_cores(cores: list[int], workers: int) -> str:
-    """Shares cores out to workers, as vLLM's VLLM_CPU_OMP_THREADS_BIND wants it.
-
-    Args:
-        cores: Ids of the cores to use.
-        workers: How many workers.
-
-    Returns:
-        `0,1|2,3` for four cores and two workers; with fewer cores than workers they share.
-    """
-    share = len(cores) // workers
-    if share == 0:
-        return "|".join(str(cores[number % len(cores)]) for number in range(workers))
-    groups = (cores[number * share : (number + 1) * share] for number in range(workers))
-    return "|".join(",".join(map(str, group)) for group in groups)
-
-
-def _cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0))
 
 
 def free_port() -> int:
@@ -155,7 +50,7 @@ class EngineServer:
         model: Local folder or hub id; also the name it is served under.
         scratch: The only folder the engine may read clips from; made if missing.
         clips_per_prompt: Most clips in one record.
-        log_path: Where its output goes. Default: a file in the temporary folder.
+        log_path: Where its output goes. Default: a new file among engines' logs.
 
     Attributes:
         address: How to speak to it, once started.
@@ -172,9 +67,7 @@ class EngineServer:
         log_path: Path | None = None,
     ) -> None:
         self.address: EngineAddress | None = None
-        self.log_path = log_path or (
-            Path(tempfile.gettempdir()) / f"earwitness-engine-{os.getpid()}.log"
-        )
+        self.log_path = log_path or engine_log()
         self._settings = settings
         self.model = model
         self._scratch = scratch
@@ -223,7 +116,11 @@ class EngineServer:
         code = None if self._guarded is None else self._guarded.returncode
         if code == _SIGKILLED:
             return "it was killed (by the system when memory runs out, or by someone)"
-        return start_failure_reason(self._log_since_start())
+        # it was given our environment, and may have printed any of it
+        secret = {**os.environ, "VLLM_API_KEY": self._api_key}
+        reason = without_known_secrets(start_failure_reason(self._log_since_start()), secret)
+        advice = start_failure_advice(reason)
+        return f"{reason} To change: {advice}." if advice else reason
 
     async def let_die(self) -> None:
         """Gives an engine that is dying a moment to say why and be gone."""
@@ -257,7 +154,7 @@ class EngineServer:
             clips_per_prompt=self._clips_per_prompt,
         )
         self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
-        self._guarded = start_guarded(command, log_path=self.log_path, env=env)
+        self._guarded = start_guarded(command, log_path=self.log_path, env=env, private=True)
         self.address = EngineAddress(
             f"http://{HOST}:{port}",
             api_key=self._api_key,
@@ -284,7 +181,7 @@ class EngineServer:
             return False
         try:
             return bool(await address.served_models())
-        except (EngineUnavailableError, CredentialsError):
+        except (EngineUnavailableError, CredentialsError, SettingsError):
             # another program's server on our port refuses our key; ours will fail to bind
             return False
 

@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import binascii
 import os
-import random
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -24,7 +23,9 @@ from typing import Any
 from aiohttp import web
 
 from earwitness.engine.standin_answers import Asked, natural_words, read_request
+from earwitness.engine.standin_faults import Faults, add_fault_options, error_reply, fail_to_start
 
+_TOKEN_S = 0.5
 VERSION = "0.0.0+earwitness.standin"
 
 
@@ -41,11 +42,6 @@ class Counters:
     finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0})
 
 
-def _error(status: int, message: str, kind: str = "BadRequestError") -> web.Response:
-    body = {"error": {"message": message, "type": kind, "param": None, "code": status}}
-    return web.json_response(body, status=status)
-
-
 class StandIn:
     """The stand-in engine's state and its handlers.
 
@@ -60,7 +56,7 @@ class StandIn:
         self.counters = Counters()
         self.api_key = os.environ.get("VLLM_API_KEY", "")
         self._slots = asyncio.Semaphore(options.slots or options.max_num_seqs)
-        self._chance = random.Random(0)  # noqa: S311 - injected faults, nothing secret
+        self._faults = Faults(options)
 
     def application(self) -> web.Application:
         """The aiohttp application, ready to be served."""
@@ -82,7 +78,7 @@ class StandIn:
         return response
 
     async def _health(self, _request: web.Request) -> web.Response:
-        return web.Response()
+        return await self._faults.health()
 
     async def _version(self, _request: web.Request) -> web.Response:
         return web.json_response({"version": VERSION})
@@ -113,57 +109,59 @@ class StandIn:
         ]
         return web.Response(text="\n".join(lines) + "\n")
 
-    async def _chat(self, request: web.Request) -> web.Response:
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
         counters = self.counters
         counters.received += 1
+        if self.options.count_file is not None:
+            with self.options.count_file.open("ab") as file:
+                file.write(b".")
         counters.open += 1
         counters.peak_open = max(counters.peak_open, counters.open)
         try:
             body = await request.json()
-            if body.get("model") not in (None, self.model):
+            known = body.get("model") in (None, self.model) or self.options.any_model
+            if not known:
                 name = body.get("model")
-                return _error(404, f"The model `{name}` does not exist.", "NotFoundError")
+                return error_reply(404, f"The model `{name}` does not exist.", "NotFoundError")
             try:
                 asked = read_request(body, self.options.allowed_local_media_path)
             except (ValueError, KeyError, TypeError, binascii.Error) as error:
-                return _error(400, str(error))
-            return await self._answer(asked, int(body.get("max_tokens") or 2**31))
+                return error_reply(400, str(error))
+            fault = await self._faults.before(request, asked)
+            if fault is not None:
+                return fault
+            answer = await self._answer(asked, int(body.get("max_tokens") or 2**31))
+            return await self._faults.instead(request, answer)
         finally:
             counters.open -= 1
 
     async def _answer(self, asked: Asked, max_tokens: int) -> web.Response:
-        fault = await self._fault(asked)
-        if fault is not None:
-            return fault
+        context = self.options.max_model_len
+        if context is not None and asked.prompt_tokens >= context:
+            return error_reply(
+                400,
+                f"The decoder prompt (length {asked.prompt_tokens}) is longer than the maximum "
+                f"model length of {context}.",
+            )
         async with self._slots:
             self.counters.running += 1
             try:
-                await asyncio.sleep(self.options.latency_s)
+                await self._faults.while_running(asked)
+                await self._think()
             finally:
                 self.counters.running -= 1
         words = natural_words(asked, self.options.answer_tokens)
         finish_reason = "length" if len(words) > max_tokens else "stop"
         return self._completion(asked, words[:max_tokens], finish_reason)
 
-    async def _fault(self, asked: Asked) -> web.Response | None:
-        options = self.options
-        if any(map(asked.mentions, options.crash_on)):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if any(map(asked.mentions, options.hang_on)):
-            await asyncio.Event().wait()
-        if any(map(asked.mentions, options.refuse_on)):
-            return _error(400, "The stand-in was told to refuse this request")
-        if options.max_model_len is not None and asked.prompt_tokens >= options.max_model_len:
-            return _error(
-                400,
-                f"The decoder prompt (length {asked.prompt_tokens}) is longer than the maximum "
-                f"model length of {options.max_model_len}.",
-            )
-        if self._chance.random() < options.busy_rate:
-            return _error(429, "Too many requests", "TooManyRequests")
-        if self._chance.random() < options.fail_rate:
-            return _error(500, "Injected failure", "InternalServerError")
-        return None
+    async def _think(self) -> None:
+        left_s = self.options.latency_s
+        # as with vLLM, a long answer's tokens are counted while it is being made
+        while left_s > _TOKEN_S:
+            await asyncio.sleep(_TOKEN_S)
+            left_s -= _TOKEN_S
+            self.counters.generation_tokens += 1
+        await asyncio.sleep(left_s)
 
     def _completion(self, asked: Asked, words: list[str], finish_reason: str) -> web.Response:
         counters = self.counters
@@ -203,22 +201,16 @@ def parse_options(argv: list[str]) -> tuple[argparse.Namespace, str]:
     add("--host", default="127.0.0.1")
     add("--port", type=int, default=8000)
     add("--served-model-name", "--model", default=None, help="name it serves under")
+    add("--any-model", action="store_true", help="answers whatever model is asked for")
     add("--max-num-seqs", type=int, default=128)
     add("--slots", type=int, default=None, help="answers at once (default: --max-num-seqs)")
     add("--max-model-len", type=int, default=None)
     add("--allowed-local-media-path", type=Path, default=None)
     add("--latency-s", type=float, default=0.0, help="time an answer takes")
     add("--answer-tokens", type=int, default=None, help="length of every answer, in tokens")
+    add("--count-file", type=Path, default=None, help="gets a byte a request: outlives a kill")
     add("--start-delay-s", type=float, default=0.0, help="time before it serves")
-    add("--fail-start", default=None, metavar="TEXT", help="do not start; give TEXT as the reason")
-    add("--fail-rate", type=float, default=0.0, help="share of requests answered 500")
-    add("--busy-rate", type=float, default=0.0, help="share of requests answered 429")
-    for name, what in (
-        ("--crash-on", "dies when asked"),
-        ("--hang-on", "never answers when asked"),
-        ("--refuse-on", "answers 400 when asked"),
-    ):
-        add(name, action="append", default=[], metavar="SHA256|TEXT", help=what)
+    add_fault_options(parser)
     options, others = parser.parse_known_args(argv)
     words = others[1:] if others[:1] == ["serve"] else others
     positional = words[0] if words and not words[0].startswith("-") else "stand-in"
@@ -249,8 +241,7 @@ def main(argv: list[str] | None = None) -> None:
         argv: Arguments without the program's name; default: the process's own.
     """
     options, model = parse_options(sys.argv[1:] if argv is None else argv)
-    if options.fail_start is not None:
-        sys.exit(f"ValueError: {options.fail_start}")
+    fail_to_start(options)
     asyncio.run(_serve(options, model))
 
 

@@ -8,28 +8,32 @@ as one rejection; the others get their answers.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from earwitness.engine.wire import Trouble
+from earwitness.engine.pulse import Pulse
+from earwitness.engine.replies import Setback, Trouble, steady
+from earwitness.errors import EngineUnavailableError
 from earwitness.records import Reason, Rejection, Stage
 
 if TYPE_CHECKING:
     from earwitness.engine.keeper import Keeper
     from earwitness.engine.lanes import Lane, Lanes
+    from earwitness.engine.wire import Request
 
-_MOST_SERVER_ERRORS = 5
+_MOST_FAILURES = 5
 _MOST_BREAKS = 5
 _BREAKS_OF_A_SUSPECT = 2
+_VOUCHED = 2
 _FIRST_BACKOFF_S = 0.2
 _LONGEST_BACKOFF_S = 15.0
 _CRASHED = "the engine died on this record each time, also when asked nothing else meanwhile"
-_UNAVAILABLE = "the engine lives but went on failing this request ({trouble})"
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
+_HUNG = "the engine answered nobody after this record, also when asked nothing else meanwhile"
+_UNAVAILABLE = "the engine lives but went on failing this request ({said})"
+_BUSY = "the engine lives but never had room for this request"
 
 
 @dataclass(slots=True)
@@ -38,21 +42,25 @@ class Case:
 
     Attributes:
         home: The lane it is a suspect of; None: no suspect.
+        digest: What is asked, clips included; known once it is a suspect.
         suspected_of: The deaths it may have caused, by number.
         kills: How often an engine died while alone with it.
-        server_errors: How often it was answered 5xx by a living engine.
+        failures: How often a living engine answered it with nothing of use.
         breaks: How often its connection broke though the engine lives.
+        vouched: How often the engine answered us when it was about to be given up.
         backoffs: How often it waited before another try.
         started_s: When it was asked first.
     """
 
     home: Lane | None = None
+    digest: bytes = b""
     suspected_of: set[int] = field(default_factory=set)
     kills: int = 0
-    server_errors: int = 0
+    failures: int = 0
     breaks: int = 0
+    vouched: int = 0
     backoffs: int = 0
-    started_s: float = field(default_factory=_now)
+    started_s: float = field(default_factory=time.monotonic)
 
     async def back_off(self) -> None:
         """Waits before another try: longer each time, with jitter."""
@@ -75,67 +83,137 @@ class Judge:
         self._keeper = keeper
         self._busy_timeout_s = busy_timeout_s
         self._explained: set[int] = set()
+        self._convicted_s: dict[bytes, tuple[float, Rejection]] = {}
 
-    def heard_answer(self) -> None:
-        """Takes note that the engine works: it was the convicted records that killed it."""
+    def heard(self, lane: Lane) -> None:
+        """Takes note that the engine works: it was the convicted records that killed it.
+
+        Args:
+            lane: Where an answer came from.
+        """
+        lane.heard_s = time.monotonic()
         # an engine that dies on every record never answers, and is given up for broken
         if self._explained:
             self._keeper.explain(self._explained)
             self._explained = set()
 
+    async def known(self, request: Request, case: Case) -> Rejection | None:
+        """The verdict on a suspect whose very question was convicted while it waited.
+
+        Two shards may ask the same: their record need not kill the engine once for each. Who
+        asks only later is heard, so that a record can be tried again.
+
+        Args:
+            request: What is asked.
+            case: Its history.
+        """
+        if not case.digest:
+            sent = await asyncio.to_thread(request.encoded, "", inline=True)
+            case.digest = hashlib.sha256(sent).digest()
+        convicted_s, verdict = self._convicted_s.get(case.digest, (0.0, None))
+        return verdict if convicted_s > case.started_s else None
+
     async def settle(
-        self, trouble: Trouble, case: Case, lane: Lane, *, deaths: int
+        self, setback: Setback, case: Case, lane: Lane, *, deaths: int
     ) -> Rejection | None:
         """Finds out what the trouble means; call it before the lane is left.
 
         Args:
-            trouble: What came instead of a reply.
+            setback: What came instead of a reply.
             case: The request's history; made a suspect here when the engine died.
             lane: Where it was sent.
             deaths: The lane's deaths when it was sent.
 
         Returns:
             The verdict, or None: try again.
+
+        Raises:
+            EngineUnavailableError: The engine has had no room for anybody for too long.
         """
         dead = lane.deaths != deaths or await self._keeper.died(lane)
         # another request in flight may have seen it first, and the engine may be back by now
-        seen = lane.deaths != deaths
-        if not (dead or seen):
-            return self._among_the_living(trouble, case, lane)
-        if not seen:
+        if lane.deaths == deaths and not dead:
+            verdict = await self._among_the_living(setback, case, lane)
+            if verdict is not None or lane.deaths == deaths:
+                return verdict
+        elif lane.deaths == deaths:
             self._lanes.mark_down(lane)
             self._keeper.revive(lane)
-        if trouble is Trouble.UNREACHABLE or not self._convicted(case, lane):
+        if setback.trouble is Trouble.UNREACHABLE:
             return None
-        self._explained |= case.suspected_of
-        return Rejection(Stage.GENERATE, Reason.ENGINE_CRASH, _CRASHED)
+        return self._suspected(case, lane)
 
-    def _convicted(self, case: Case, lane: Lane) -> bool:
-        """True when it killed the engine alone; the first time it only becomes a suspect."""
+    def _suspected(self, case: Case, lane: Lane) -> Rejection | None:
+        """The first time it only becomes a suspect; who kills or hangs an engine alone did it."""
+        before = len(case.suspected_of)
         case.suspected_of.add(lane.deaths)
         if case.home is None:
             self._suspect(case, lane)
-            return False
+        # who only lost its connections before has seen the engine die for the first time
+        if not before:
+            return None
         case.kills += 1
-        return case.kills >= self._keeper.kills_to_convict
+        if case.kills < self._keeper.kills_to_convict:
+            return None
+        self._explained |= case.suspected_of
+        verdict = Rejection(Stage.GENERATE, Reason.ENGINE_CRASH, _CRASHED)
+        if lane.hung:
+            # it may have been slow: such a record is tried again another day
+            verdict = Rejection(Stage.GENERATE, Reason.ENGINE_TIMEOUT, _HUNG)
+        self._convicted_s[case.digest] = (time.monotonic(), verdict)
+        return verdict
 
     def _suspect(self, case: Case, lane: Lane) -> None:
         case.home = lane
         self._lanes.add_suspect(lane)
 
-    def _among_the_living(self, trouble: Trouble, case: Case, lane: Lane) -> Rejection | None:
-        if trouble is Trouble.BROKEN:
+    async def _among_the_living(self, setback: Setback, case: Case, lane: Lane) -> Rejection | None:
+        trouble = setback.trouble
+        if trouble is Trouble.TIMEOUT:
+            return await self._given_up(Reason.ENGINE_TIMEOUT, setback, case, lane)
+        if trouble is Trouble.BUSY:
+            return await self._turned_away(setback, case, lane)
+        if trouble in {Trouble.BROKEN, Trouble.UNREACHABLE}:
             case.breaks += 1
             # it may die and be back faster than we look, when someone else restarts it
-            if case.breaks == _BREAKS_OF_A_SUSPECT and case.home is None:
+            broken = trouble is Trouble.BROKEN
+            if broken and case.breaks == _BREAKS_OF_A_SUSPECT and case.home is None:
                 self._suspect(case, lane)
-            given_up = case.breaks >= _MOST_BREAKS
-        elif trouble is Trouble.SERVER_ERROR:
-            case.server_errors += 1
-            given_up = case.server_errors >= _MOST_SERVER_ERRORS
         else:
-            given_up = _now() - case.started_s > self._busy_timeout_s
-        if not given_up:
+            case.failures += 1
+        if case.breaks < _MOST_BREAKS and case.failures < _MOST_FAILURES:
             return None
-        detail = _UNAVAILABLE.format(trouble=trouble.value)
-        return Rejection(Stage.GENERATE, Reason.ENGINE_UNAVAILABLE, detail)
+        return await self._given_up(Reason.ENGINE_UNAVAILABLE, setback, case, lane)
+
+    async def _given_up(
+        self, reason: Reason, setback: Setback, case: Case, lane: Lane
+    ) -> Rejection | None:
+        """A record is given up only by an engine that answers; what does not is brought back."""
+        deaths = lane.deaths
+        if await self._keeper.pulse(lane) is not Pulse.NONE:
+            told = str(setback)
+            if reason is Reason.ENGINE_UNAVAILABLE:
+                case.vouched += 1
+                # the engine may be well since a moment ago: this request has to see that, too
+                if case.vouched < _VOUCHED:
+                    return None
+                told = steady(_UNAVAILABLE.format(said=setback))
+            return Rejection(Stage.GENERATE, reason, told)
+        if lane.deaths == deaths and lane.up:
+            self._lanes.mark_down(lane)
+            self._keeper.revive(lane, why=f"it answers nothing ({setback})")
+        case.breaks = case.failures = case.backoffs = case.vouched = 0
+        return None
+
+    async def _turned_away(self, setback: Setback, case: Case, lane: Lane) -> Rejection | None:
+        if setback.retry_after_s:
+            self._lanes.rest(lane, setback.retry_after_s)
+        heard_s = max(one.heard_s for one in self._lanes.all)
+        if time.monotonic() - max(case.started_s, heard_s) < self._busy_timeout_s:
+            return None
+        if await self._keeper.pulse(lane) is Pulse.ANSWERS:
+            return Rejection(Stage.GENERATE, Reason.ENGINE_UNAVAILABLE, _BUSY)
+        where = lane.address.url if lane.address else "our own"
+        raise EngineUnavailableError(
+            f"the engine at {where} has had no room for {self._busy_timeout_s:g} s ({setback})"
+        )

@@ -8,8 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-MAX_KEYS = 200
-"""An object with more keys than this is a map, not a struct."""
+from earwitness.manifest.shape import MAX_KEYS
 
 EXACT = 2**53
 """Integers up to here survive as a double."""

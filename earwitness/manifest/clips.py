@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from earwitness.addresses import join_uri, split_protocol
+from earwitness.access import SCHEMES, WEB, AccessPolicy
+from earwitness.addresses import join_uri, split_protocol, without_secrets
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason, Rejection, Stage
 
@@ -16,8 +17,13 @@ if TYPE_CHECKING:
 
     from earwitness.records import Json
 
+T = TypeVar("T")
+
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::.*)?", re.DOTALL)
-_MAX_FOLDERS = 4096
+_PLAIN_NAME = re.compile(r"[\w-][\w .-]*")
+_BUILT_IN = WEB | {"file", "s3", "s3a"}
+_MAX_KNOWN = 4096
+_TRUSTING = AccessPolicy(trusted=True)
 
 
 class ClipResolver:
@@ -27,16 +33,21 @@ class ClipResolver:
         root: Folder or URL that relative paths start from.
         column: Name of the audio field.
         max_clips: A record with more clips is rejected.
+        access: Where clips may come from, as far as their addresses' text tells.
     """
 
-    def __init__(self, root: str, column: str, max_clips: int) -> None:
+    def __init__(
+        self, root: str, column: str, max_clips: int, access: AccessPolicy = _TRUSTING
+    ) -> None:
         self._root = root
         self._column = column
         self._max_clips = max_clips
+        self._access = access
         self._local = split_protocol(root) == "file"
-        self._web = split_protocol(root) in {"http", "https"}
-        # clips lie many to a folder: joining paths is paid once a folder
+        self._web = split_protocol(root) in WEB
+        # clips lie many to a folder and to a host: joining and judging is paid once for each
         self._folders: dict[str, str] = {}
+        self._starts: dict[str, str | None] = {}
 
     def resolve(self, record: Json) -> tuple[str, ...]:
         """The record's clips.
@@ -75,12 +86,7 @@ class ClipResolver:
         if "://" in uri:
             protocol = uri.partition("://")[0]
             if _SCHEME.fullmatch(protocol):
-                if not _is_known(protocol.lower()):
-                    _reject(
-                        Reason.BAD_URI,
-                        f"field {self._column!r}: nothing reads {protocol[:40]}:// ({uri[:120]})",
-                    )
-                return uri
+                return self._judged(protocol.lower(), uri)
         elif uri.startswith("data:"):
             _reject(
                 Reason.BAD_URI, f"field {self._column!r}: audio inside the manifest ({uri[:40]})"
@@ -95,13 +101,43 @@ class ClipResolver:
         base = self._folders.get(folder)
         if base is None:
             base = self._joined(folder, path).rstrip("/") + "/"
-            if len(self._folders) >= _MAX_FOLDERS:
-                self._folders.clear()
-            self._folders[folder] = base
+            _remember(self._folders, folder, base)
         return base + name
 
+    def _judged(self, protocol: str, uri: str) -> str:
+        """A full address, unless it is known already that it will not be opened."""
+        if not _is_read(protocol):
+            _reject(
+                Reason.BAD_URI,
+                f"field {self._column!r}: nothing reads {protocol[:40]}:// ({uri[:120]})",
+            )
+        if protocol in WEB:
+            # as far as the host goes; whatever shares this text shares the host
+            end = uri.find("/", len(protocol) + 3)
+            self._check(self._known(uri if end < 0 else uri[:end]), uri)
+        elif protocol == "file":
+            folder, _, name = uri.rpartition("/")
+            plain = _PLAIN_NAME.fullmatch(name) and len(folder) > len("file:///")
+            self._check(self._known(folder) if plain else self._access.refusal(uri), uri)
+        return uri
+
+    def _known(self, start: str) -> str | None:
+        """The policy's word on every address that begins like this."""
+        if start not in self._starts:
+            _remember(self._starts, start, self._access.refusal(start))
+        return self._starts[start]
+
+    def _check(self, refusal: str | None, uri: str) -> None:
+        if refusal is not None:
+            detail = f"field {self._column!r}: {without_secrets(uri[:120])}: {refusal}"
+            _reject(Reason.ADDRESS_REFUSED, detail)
+
     def _joined(self, relative: str, path: str) -> str:
-        joined = join_uri(self._root, relative)
+        try:
+            joined = join_uri(self._root, relative)
+        except ValueError:  # "//[": half of an IPv6 address
+            _reject(Reason.BAD_URI, f"field {self._column!r}: {path[:120]!r} is no address")
+        self._check(self._access.refusal(joined), path)
         if not self._local and not self._web and not relative.startswith("/"):
             # `..` past the bucket's root would name another bucket
             bucket = self._root.partition("://")[2].partition("/")[0]
@@ -135,11 +171,26 @@ def audio_root_hint(paths: Iterable[str], audio_root: str) -> str | None:
     )
 
 
-@lru_cache(maxsize=256)
-def _is_known(protocol: str) -> bool:
-    from fsspec.registry import available_protocols
+def _remember(known: dict[str, T], name: str, value: T) -> None:
+    if len(known) >= _MAX_KNOWN:
+        known.clear()
+    known[name] = value
 
-    return protocol in available_protocols()
+
+@lru_cache(maxsize=256)
+def _is_read(protocol: str) -> bool:
+    """Whether clips of this scheme can be opened here."""
+    if protocol in _BUILT_IN:
+        return True
+    if protocol not in SCHEMES:
+        return False
+    from fsspec import get_filesystem_class
+
+    try:
+        get_filesystem_class(protocol)
+    except (ImportError, ValueError):  # a package for it is not installed
+        return False
+    return True
 
 
 def _reject(reason: Reason, detail: str) -> NoReturn:

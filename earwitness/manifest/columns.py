@@ -72,6 +72,30 @@ def from_arrow_column(column: Any) -> list[Any]:
     return values if _is_native(kind) else [_json_value(value) for value in values]
 
 
+def decoded_bytes(columns: Any) -> int:
+    """About how many bytes columns take as values; what is stored once counts in every row."""
+    return sum(_decoded_bytes(column) for column in columns)
+
+
+def _decoded_bytes(column: Any) -> int:
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    kind: Any = column.type
+    if pa.types.is_dictionary(kind):
+        values = column.dictionary
+        text = _is_bytes(values.type) or pa.types.is_string(values.type)
+        text = text or pa.types.is_large_string(values.type)
+        if not text:
+            return 8 * len(column)
+        lengths: Any = pc.binary_length(values)
+        return int(pc.sum(lengths.take(column.indices)).as_py() or 0)
+    if pa.types.is_struct(kind):
+        return sum(_decoded_bytes(inner) for inner in column.flatten())
+    if _is_list(kind):
+        return _decoded_bytes(column.flatten())
+    return int(column.nbytes)
+
+
 def to_arrow_column(values: list[Any], kind: pa.DataType) -> Any:
     """Values of records as a column, the inverse of `from_arrow_column`.
 

@@ -153,7 +153,7 @@ def _content_pieces(content: Any, number: int) -> _Pieces:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
             pieces.extend(_split_marks(part["text"]))
-        elif kind in _AUDIO_PARTS:
+        elif isinstance(kind, str) and kind in _AUDIO_PARTS:
             pieces.append(None)
         else:
             name = repr(str(kind)[:80]) if kind is not None else "no type"

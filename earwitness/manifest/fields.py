@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from earwitness.errors import BuildDamagedError, ManifestError, SettingsError
+from earwitness.manifest.parse import MAX_FIELDS
+from earwitness.manifest.shape import Shapes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
 BUFFER_ROWS = 250
 """Few, so that a buffered record is still in the processor's cache when it is looked at again."""
 BUFFER_BYTES = 32 * 2**20
-MAX_FIELDS = 2_000
-"""More differently named fields than this are data in the place of names: no table holds them."""
 _REJECTION_KEYS = frozenset({"row", "stage", "reason", "detail", "transient"})
 
 
@@ -155,6 +155,7 @@ class SchemaBuilder:
         self._bytes = 0
         self._types: dict[str, pa.DataType] = {}
         self._json_text: set[str] = set()
+        self._shapes = Shapes()
         # where an integer too large for a double was seen: field → paths inside its type
         self._large: dict[str, set[str]] = {}
 
@@ -207,14 +208,27 @@ class SchemaBuilder:
         import pyarrow as pa
 
         records, self._records, self._bytes = self._records, [], 0
+        self._take_names(records)
+        # what would take gigabytes as a column is set aside before one is made
+        self._json_text |= self._shapes.misfits(records)
         whole = None
         if records and not self._json_text:
             # one pass in C++ over whole records, as long as no field is in conflict
             with suppress(*_MISFITS):
                 whole = pa.array(records)
-        names = set().union(*records) if whole is None else {field.name for field in whole.type}
-        if not self._types.keys() >= names:
-            for record in records:
+        names = self._types.keys() if whole is None else {field.name for field in whole.type}
+        for name in self._types.keys() - self._json_text:
+            if whole is None or name in names:
+                try:
+                    self._widen(name, records, None if whole is None else whole.field(name))
+                except _MISFITS:
+                    self._json_text.add(name)
+
+    def _take_names(self, records: list[Json]) -> None:
+        import pyarrow as pa
+
+        for record in records:
+            if not self._types.keys() >= record.keys():
                 for name in record:
                     self._types.setdefault(name, pa.null())
         if len(self._types) > MAX_FIELDS:
@@ -222,12 +236,6 @@ class SchemaBuilder:
                 f"the manifest's records have more than {MAX_FIELDS} differently named fields: "
                 "names that are data belong inside one field"
             )
-        for name in self._types.keys() - self._json_text:
-            if whole is None or name in names:
-                try:
-                    self._widen(name, records, None if whole is None else whole.field(name))
-                except _MISFITS:
-                    self._json_text.add(name)
 
     def _widen(self, name: str, records: list[Json], column: Any) -> None:
         """Take a field's values into its type; raises one of `_MISFITS` when there is none."""

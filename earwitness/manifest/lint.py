@@ -6,9 +6,10 @@ that of parsing the JSON: no models, no copies, the rare cases behind cheap test
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from earwitness.access import AccessPolicy
 from earwitness.addresses import parent_uri
 from earwitness.errors import BadRecordError
 from earwitness.manifest.clips import ClipResolver
@@ -19,7 +20,7 @@ from earwitness.manifest.planned import plan_line
 from earwitness.records import PlannedRow
 
 if TYPE_CHECKING:
-    from earwitness.manifest.reader import RawLine
+    from earwitness.manifest.source import RawLine
     from earwitness.records import Json, Rejection
     from earwitness.settings import BuildSettings
 
@@ -32,6 +33,7 @@ class LintRules:
         audio_root: Folder or URL that relative clip paths start from.
         system_prompt: Leads conversations that bring none; empty: none.
         question: Text asked of records without a conversation.
+        access: Where clips may come from, as far as their addresses' text tells.
     """
 
     audio_root: str
@@ -42,6 +44,7 @@ class LintRules:
     answer_column: str = "answer"
     provenance_column: str = "earwitness"
     max_clips: int = 16
+    access: AccessPolicy = field(default=AccessPolicy(trusted=True))
 
 
 def lint_rules(settings: BuildSettings, question: str | None) -> LintRules:
@@ -63,6 +66,7 @@ def lint_rules(settings: BuildSettings, question: str | None) -> LintRules:
         answer_column=settings.layout.answer_column,
         provenance_column=settings.layout.provenance_column,
         max_clips=settings.input.max_clips,
+        access=settings.access(),
     )
 
 
@@ -93,7 +97,9 @@ class Linter:
     def __init__(self, rules: LintRules) -> None:
         self._rules = rules
         self._collisions = CollisionCheck(rules.answer_column, rules.provenance_column)
-        self._resolve = ClipResolver(rules.audio_root, rules.audio_column, rules.max_clips).resolve
+        self._resolve = ClipResolver(
+            rules.audio_root, rules.audio_column, rules.max_clips, rules.access
+        ).resolve
 
     def lint(self, line: RawLine) -> PlannedRow:
         """Judge one line.

@@ -10,14 +10,15 @@ import pyarrow.parquet as pq
 
 from earwitness.addresses import local_path, split_protocol
 from earwitness.errors import ManifestError
-from earwitness.manifest.columns import from_arrow_column
-from earwitness.manifest.reader import ManifestSource, RawLine
+from earwitness.manifest.columns import decoded_bytes, from_arrow_column
+from earwitness.manifest.source import ManifestSource, RawLine
 from earwitness.records import Reason, Rejection, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BATCH_ROWS = 1024
+BATCH_ROWS = 256
+"""Few: a value of megabytes that is stored once may stand in every row."""
 _BUFFER_BYTES = 2**20
 
 
@@ -31,14 +32,18 @@ class ParquetSource(ManifestSource):
         file: Opened at its start.
         stamp: Its stamp.
         size_bytes: Its size.
+        max_row_bytes: Longer rows are rejected unread.
 
     Raises:
         ManifestError: It is not a whole Parquet file.
         StorageUnavailableError: Storage does not answer now.
     """
 
-    def __init__(self, uri: str, file: Any, stamp: str | None, size_bytes: int) -> None:
+    def __init__(
+        self, uri: str, file: Any, stamp: str | None, size_bytes: int, *, max_row_bytes: int
+    ) -> None:
         super().__init__(uri, file, stamp, size_bytes)
+        self._max_row_bytes = max_row_bytes
         local: BinaryIO
         if split_protocol(uri) == "file":
             local = local_path(uri).open("rb")
@@ -53,11 +58,13 @@ class ParquetSource(ManifestSource):
         self._file = local
         try:
             self._parquet = pq.ParquetFile(local, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        except (pa.ArrowException, OSError) as error:
+            self.schema = self._parquet.schema_arrow
+            names = self.schema.names  # a damaged one is not UTF-8
+        except (pa.ArrowException, OSError, ValueError) as error:
             local.close()
-            raise ManifestError(f"the manifest {uri} is no whole Parquet file: {error}") from error
-        self.schema = self._parquet.schema_arrow
-        names = self.schema.names
+            raise ManifestError(
+                f"the manifest {uri} is no whole Parquet file: {_one_line(error)}"
+            ) from error
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
             raise ManifestError(f"the manifest {uri} has columns of one name: {', '.join(twice)}")
@@ -67,26 +74,33 @@ class ParquetSource(ManifestSource):
             for batch in self._parquet.iter_batches(batch_size=BATCH_ROWS):
                 yield from self._batch_lines(batch)
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-            raise ManifestError(f"the manifest {self.uri} is damaged Parquet: {error}") from error
+            raise ManifestError(
+                f"the manifest {self.uri} is damaged Parquet: {_one_line(error)}"
+            ) from error
 
     def _batch_lines(self, batch: pa.RecordBatch) -> Iterator[RawLine]:
-        try:
-            records = _records(batch)
-        except UnicodeDecodeError:
-            if batch.num_rows > 1:
-                # only the row at fault is rejected
-                for position in range(batch.num_rows):
-                    yield from self._batch_lines(batch.slice(position, 1))
-                return
-            rejection = Rejection(
-                Stage.PLAN, Reason.BAD_ENCODING, f"field {_bad_text(batch)!r} holds text not UTF-8"
-            )
+        rejection = None
+        if decoded_bytes(batch.columns) > self._max_row_bytes:
+            detail = f"the row is longer than {self._max_row_bytes} bytes"
+            rejection = Rejection(Stage.PLAN, Reason.LINE_TOO_LONG, detail)
+        else:
+            try:
+                records = _records(batch)
+            except (ValueError, OverflowError):
+                detail = f"field {_bad_field(batch)!r} holds what is not UTF-8 or no value at all"
+                rejection = Rejection(Stage.PLAN, Reason.BAD_ENCODING, detail)
+        if rejection is None:
+            for record in records:
+                self.rows += 1
+                yield RawLine(self.rows - 1, self.rows, None, record)
+        elif batch.num_rows > 1:
+            # only the row at fault is rejected, and memory holds no more than it has to
+            half = batch.num_rows // 2
+            yield from self._batch_lines(batch.slice(0, half))
+            yield from self._batch_lines(batch.slice(half))
+        else:
             self.rows += 1
             yield RawLine(self.rows - 1, self.rows, None, None, rejection)
-            return
-        for record in records:
-            self.rows += 1
-            yield RawLine(self.rows - 1, self.rows, None, record)
 
 
 def _records(batch: pa.RecordBatch) -> list[dict[str, Any]]:
@@ -97,10 +111,14 @@ def _records(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def _bad_text(batch: pa.RecordBatch) -> str:
+def _bad_field(batch: pa.RecordBatch) -> str:
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             from_arrow_column(column)
-        except UnicodeDecodeError:
-            return str(name)
+        except (ValueError, OverflowError):
+            return str(name)[:80]
     return ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

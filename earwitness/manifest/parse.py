@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 MAX_DEPTH = 100
 """Deeper nesting is refused, at a fixed depth so that it never depends on the stack's state."""
 
+MAX_FIELDS = 2_000
+"""A record with more fields than this has data in the place of names: no table holds it."""
+
 _WHITE = " \t\r\n"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _KINDS = {list: "array", str: "string", bool: "boolean", type(None): "null"}
@@ -30,7 +33,7 @@ def parse_record(raw: bytes) -> tuple[Json | None, Rejection | None]:
 
     Returns:
         The object and None, or None and what is wrong with the line; both when it is an object
-        with text in it that is no Unicode.
+        with text in it that is no Unicode, or with too many fields.
     """
     try:
         text = raw.decode()
@@ -52,9 +55,7 @@ def parse_record(raw: bytes) -> tuple[Json | None, Rejection | None]:
         return None, _rejection(
             Reason.NOT_AN_OBJECT, f"the line holds a JSON {kind}, not an object of fields"
         )
-    if "\\u" in text and _SURROGATE.search(text):
-        return value, _surrogate_rejection(value)
-    return value, None
+    return value, _unfit(value, text)
 
 
 def _parse(text: str) -> Any:
@@ -74,10 +75,18 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; keys must differ, as readers disagree on which of two values counts."""
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        names = [key for key, _ in pairs]
-        twice = next(key for position, key in enumerate(names) if key in names[:position])
+        twice = _first_twice([key for key, _ in pairs])
         raise ValueError(f"the key {twice[:80]!r} is there twice in one object")
     return fields
+
+
+def _first_twice(names: list[str]) -> str:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return ""
 
 
 # the scanner itself: json.loads and the decoder's own methods cost as much again a line
@@ -96,6 +105,17 @@ def _is_too_deep(value: Any) -> bool:
                 inner.extend(item)
         level = inner
     return any(isinstance(item, dict | list) for item in level)
+
+
+def _unfit(record: Json, text: str) -> Rejection | None:
+    """What keeps an object from being a record, if anything."""
+    if len(record) > MAX_FIELDS:
+        return _rejection(
+            Reason.TOO_MANY_FIELDS, f"the record has {len(record)} fields, more than {MAX_FIELDS}"
+        )
+    if "\\u" in text and _SURROGATE.search(text):
+        return _surrogate_rejection(record)
+    return None
 
 
 def _surrogate_rejection(record: Json) -> Rejection | None:

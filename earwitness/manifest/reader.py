@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from earwitness.addresses import split_protocol
-from earwitness.errors import EarwitnessError, ManifestError, StorageUnavailableError
+from earwitness.errors import ManifestError
+from earwitness.manifest.source import READ_BYTES, ManifestSource, RawLine, current_stamp, readable
 from earwitness.manifest.unpack import magic_of, split_lines, unpacked
 from earwitness.records import Reason, Rejection, Stage
-from earwitness.storage import filesystem, stamp_of, translate_error
+from earwitness.storage_calls import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import pyarrow as pa
+    from earwitness.manifest.source import ByteStream
 
-    from earwitness.records import Json
-
-READ_BYTES = 2**20
 _OPEN_OPTIONS: dict[str, dict[str, Any]] = {
     # one request for the whole object, read as it comes
     "http": {"block_size": 0},
@@ -28,19 +24,8 @@ _OPEN_OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"block_size": 8 * READ_BYTES},
     "s3a": {"block_size": 8 * READ_BYTES},
 }
-_PASSING_STATUS = frozenset({408, 425, 429})
-
-
-class ByteStream(Protocol):
-    """What is asked of a file: to be read once."""
-
-    def read(self, size: int, /) -> bytes:
-        """The next bytes, at most `size`; none at the end."""
-        ...
-
-    def close(self) -> None:
-        """Let go of it."""
-        ...
+_MAX_BLANK_LINES = 10_000_000
+"""So many empty lines in a row are no manifest: they unpack from next to nothing, and take time."""
 
 
 class Joined:
@@ -67,90 +52,6 @@ class Joined:
         self._file.close()
 
 
-class RawLine(NamedTuple):
-    """One line of a manifest, unjudged. Exactly one of the last three is set.
-
-    Attributes:
-        row: Position among the records, from 0.
-        line_number: Of the text file, from 1 and with blank lines; for Parquet `row` + 1.
-        text: The line without its end, where the manifest is text.
-        record: The record, where the manifest is Parquet.
-        rejection: Why the line could not even be read.
-    """
-
-    row: int
-    line_number: int
-    text: bytes | None
-    record: Json | None = None
-    rejection: Rejection | None = None
-
-
-class ManifestSource:
-    """An opened manifest, read once from start to end.
-
-    Attributes:
-        uri: Where it is.
-        stamp: Size and version when it was opened, None where storage tells none.
-        size_bytes: As stored, 0 where unknown.
-        read_bytes: How much of that was read so far, for progress bars.
-        rows: Records given so far.
-        schema: The manifest's own Arrow schema (Parquet), else None.
-        digest: Hex SHA-256 of the stored bytes; empty until all were read.
-    """
-
-    schema: pa.Schema | None = None
-
-    def __init__(self, uri: str, file: ByteStream, stamp: str | None, size_bytes: int) -> None:
-        self.uri = uri
-        self.stamp = stamp
-        self.size_bytes = size_bytes
-        self.read_bytes = 0
-        self.rows = 0
-        self.digest = ""
-        self._file = file
-        self._sha256 = hashlib.sha256()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._file.close()
-
-    def __iter__(self) -> Iterator[RawLine]:
-        """The manifest's lines, in order.
-
-        Raises:
-            ManifestError: It is damaged, empty, or changed while it was read.
-            StorageUnavailableError: Storage does not answer now.
-        """
-        yield from self._lines()
-        if not self.rows:
-            raise ManifestError(f"the manifest {self.uri} holds no records")
-        with readable(self.uri):
-            now, _ = _stamp(self.uri)
-        if now != self.stamp:
-            raise ManifestError(f"the manifest {self.uri} changed while it was read: start again")
-        self.digest = self._sha256.hexdigest()
-
-    def _lines(self) -> Iterator[RawLine]:
-        raise NotImplementedError
-
-    def _blocks(self) -> Iterator[bytes]:
-        """The stored bytes, hashed as they are read."""
-        while True:
-            with readable(self.uri):
-                block = self._file.read(READ_BYTES)
-            if not block:
-                return
-            self._sha256.update(block)
-            self.read_bytes += len(block)
-            yield block
-
-
 class JsonLinesSource(ManifestSource):
     """A manifest of JSON lines, packed or plain.
 
@@ -173,7 +74,7 @@ class JsonLinesSource(ManifestSource):
         too_long = Rejection(
             Stage.PLAN, Reason.LINE_TOO_LONG, f"the line is longer than {limit} bytes"
         )
-        number = 0
+        number = blank = 0
         for line in split_lines(unpacked(self._blocks(), self.uri), limit):
             number += 1
             if line is None:
@@ -182,7 +83,14 @@ class JsonLinesSource(ManifestSource):
                 continue
             text = line.rstrip()
             if not text:
+                blank += 1
+                if blank > _MAX_BLANK_LINES:
+                    raise ManifestError(
+                        f"the manifest {self.uri} has more than {_MAX_BLANK_LINES:,} empty lines "
+                        "in a row"
+                    )
                 continue
+            blank = 0
             if text == b"[" and not self.rows:
                 raise ManifestError(
                     f"the manifest {self.uri} is one JSON array over many lines; "
@@ -197,7 +105,7 @@ def open_manifest(uri: str, *, max_line_bytes: int) -> ManifestSource:
 
     Args:
         uri: Path or URL.
-        max_line_bytes: Longer lines of text become rejections.
+        max_line_bytes: Longer lines, or rows of Parquet, become rejections.
 
     Returns:
         Its lines as a stream; close it, or use it in a `with`.
@@ -208,58 +116,22 @@ def open_manifest(uri: str, *, max_line_bytes: int) -> ManifestSource:
         CredentialsError: Storage refused the credentials.
     """
     with readable(uri):
-        stamp, size_bytes = _stamp(uri)
-        fs, path = filesystem(uri)
-        file = cast("BinaryIO", fs.open(path, "rb", **_OPEN_OPTIONS.get(split_protocol(uri), {})))
+        stamp, size_bytes = current_stamp(uri)
+        file = open_file(uri, **_OPEN_OPTIONS.get(split_protocol(uri), {}))
     try:
         with readable(uri):
             start = _read_start(file)
         if magic_of(start) == "parquet" or uri.lower().endswith((".parquet", ".pq")):
             from earwitness.manifest.parquet import ParquetSource
 
-            return ParquetSource(uri, Joined(start, file), stamp, size_bytes)
+            joined = Joined(start, file)
+            return ParquetSource(uri, joined, stamp, size_bytes, max_row_bytes=max_line_bytes)
         return JsonLinesSource(
             uri, Joined(start, file), stamp, size_bytes, max_line_bytes=max_line_bytes
         )
     except BaseException:
         file.close()
         raise
-
-
-@contextmanager
-def readable(uri: str) -> Iterator[None]:
-    """Raise our own errors for what storage raises about the manifest inside the block."""
-    try:
-        yield
-    except EarwitnessError:
-        raise
-    except Exception as error:
-        raise _manifest_error(error, uri) from error
-
-
-def _manifest_error(error: Exception, uri: str) -> EarwitnessError:
-    # fsspec says "not found" of any web server's failure; its cause knows better
-    cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
-    status = getattr(cause, "status", None)
-    if isinstance(status, int):
-        if status >= 500 or status in _PASSING_STATUS:  # noqa: PLR2004 - HTTP's own classes
-            return StorageUnavailableError(f"{uri}: the server answered {status}")
-        return ManifestError(f"the manifest {uri} cannot be read: the server answered {status}")
-    ours = translate_error(cause, uri)
-    if ours is not None:
-        return ours
-    if isinstance(error, FileNotFoundError):
-        return ManifestError(f"there is no manifest at {uri}")
-    if isinstance(error, IsADirectoryError):
-        why = "it is a folder; name the file inside"
-    else:
-        why = f"{type(error).__name__}: {error}"
-    return ManifestError(f"the manifest {uri} cannot be read: {why}")
-
-
-def _stamp(uri: str) -> tuple[str | None, int]:
-    stamp = stamp_of(uri)
-    return (str(stamp) if stamp.version else None), stamp.size_bytes
 
 
 def _read_start(file: BinaryIO) -> bytes:

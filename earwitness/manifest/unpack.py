@@ -20,8 +20,10 @@ _MAGIC: dict[bytes, Literal["parquet", "gzip", "zstd", "utf-16"]] = {
 _BOM = b"\xef\xbb\xbf"
 _OUT_BYTES = 2**20
 # zstd gives all that a block unpacks to at once: small blocks bound it (a run of 128 KiB takes
-# 4 bytes, so that even a bomb stays in megabytes)
-_ZSTD_IN_BYTES = 2**12
+# 4 bytes, so that even a bomb stays at 16 MiB)
+_ZSTD_IN_BYTES = 2**9
+_MAX_LINE_BYTES = 2**34
+"""A line longer than this is no record gone wrong, but a bomb or no manifest at all."""
 
 
 def magic_of(start: bytes) -> Literal["parquet", "gzip", "zstd", "utf-16"] | None:
@@ -67,26 +69,36 @@ def split_lines(blocks: Iterable[bytes], max_line_bytes: int) -> Iterator[bytes 
 
     Yields:
         Each line without its end; None in place of one that is too long.
+
+    Raises:
+        ManifestError: A line is so long that it is no manifest.
     """
     rest = b""
-    skipping = False
+    skipped = 0
     for block in blocks:
-        part = block
-        if skipping:
-            end = part.find(b"\n")
-            if end < 0:
-                continue
-            skipping = False
-            yield None
-            part = part[end + 1 :]
-        lines = (rest + part).split(b"\n")
-        rest = lines.pop()
-        for line in lines:
-            yield line if len(line) <= max_line_bytes else None
-        if len(rest) > max_line_bytes:
-            rest = b""
-            skipping = True
-    if skipping:
+        # a block may be all line ends: in pieces, the list of its lines stays small
+        for start in range(0, len(block), _OUT_BYTES):
+            part = block[start : start + _OUT_BYTES]
+            if skipped:
+                end = part.find(b"\n")
+                if end < 0:
+                    skipped += len(part)
+                    if skipped > _MAX_LINE_BYTES:
+                        raise ManifestError(
+                            f"the manifest has a line longer than {_MAX_LINE_BYTES:,} bytes"
+                        )
+                    continue
+                skipped = 0
+                yield None
+                part = part[end + 1 :]
+            lines = (rest + part).split(b"\n")
+            rest = lines.pop()
+            for line in lines:
+                yield line if len(line) <= max_line_bytes else None
+            if len(rest) > max_line_bytes:
+                skipped = len(rest)
+                rest = b""
+    if skipped:
         yield None
     elif rest:
         yield rest

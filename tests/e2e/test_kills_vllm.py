@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 HOUSE = Path(__file__).parents[2]
 MODEL = Path(os.environ.get("EARWITNESS_TEST_MODEL", HOUSE / "demo_model/weights")).resolve()
 LIMIT_S = 600
-GONE_WITHIN_S = 30
+GONE_WITHIN_S = 60
 MARKER = "EARWITNESS_TEST_RUN"
 
 ROWS, CLIPS, SHARD_ROWS = 48, 6, 24

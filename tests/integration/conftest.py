@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from workbench import CREDENTIALS, RCLONE, S3Server, StandIn, WebServer, free_port, wait_for
 
-from earwitness import storage
+from earwitness import storage_calls
 from earwitness.audio.workers import DecodePool
 from earwitness.engine.guardian import start_guarded
 
@@ -102,9 +102,10 @@ def build(
 
     def run(manifest: Path | str, output: Path | str, **settings: Any) -> dict[str, Any]:
         engine = settings.pop("engine", EngineSettings(url=(stand_in.url,)))
-        counts: dict[str, Any] = build_dataset(
-            str(manifest), str(output), engine=engine, **settings
+        state = build_dataset(
+            str(manifest), str(output), engine=engine, **settings, return_state=True
         )
+        counts: dict[str, Any] = state.result()
         return counts
 
     # while a pool is open the fork server stays, and with it the decoders it has loaded: builds
@@ -140,6 +141,6 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serve
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     # connections opened under another test's environment must not be found again
-    storage._filesystem.cache_clear()
+    storage_calls._filesystem.cache_clear()
     yield s3_server
-    storage._filesystem.cache_clear()
+    storage_calls._filesystem.cache_clear()

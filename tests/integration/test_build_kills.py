@@ -33,6 +33,8 @@ from workbench import (
     write_manifest,
 )
 
+from tests.chaos.builds import MARKER, processes
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -40,8 +42,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 180
-GONE_WITHIN_S = 15
-MARKER = "EARWITNESS_TEST_RUN"
+GONE_WITHIN_S = 60
 
 ROWS, CLIPS, SHARD_ROWS, BATCH_ROWS, WINDOW = 150, 24, 50, 10, 2
 LAYOUT = ("--shard-rows", SHARD_ROWS, "--batch-rows", BATCH_ROWS, "--window-batches", WINDOW)
@@ -107,13 +108,7 @@ class Run:
 
     def processes(self) -> dict[int, str]:
         """All living processes it started, whoever their parent is by now."""
-        mark = f"{MARKER}={self.mark}".encode()
-        found = {}
-        for folder in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if folder.name.isdigit() and mark in (folder / "environ").read_bytes():
-                    found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-        return found
+        return processes(self.mark)
 
     def _nothing_is_left(self) -> None:
         limit = time.monotonic() + GONE_WITHIN_S

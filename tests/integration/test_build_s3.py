@@ -15,7 +15,7 @@ from workbench import Published, S3Server, clip_bytes, record, write_manifest
 
 import earwitness
 from earwitness.errors import CredentialsError
-from earwitness.settings import LayoutSettings
+from earwitness.settings import InputSettings, LayoutSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,7 +118,9 @@ def test_a_packed_manifest_and_its_clips_over_http(web, build, stand_in, tmp_pat
     plain = write_manifest(tmp_path / "manifest.jsonl", lines).read_bytes()
     uri = web.put("/lake/manifest.jsonl.zst", zstandard.compress(plain))
     before = stand_in.asked()
-    counts = build(uri, tmp_path / "out")
+    # a manifest from the web is not trusted, and this server is not a public one
+    allowed = InputSettings(allow=(web.url.removeprefix("http://"),))
+    counts = build(uri, tmp_path / "out", input=allowed)
     # one question is asked by two rows
     assert (counts["answered"], stand_in.asked() - before) == (4, 3)
     clips = {path: count for path, count in web.downloads.items() if "clips" in path}

@@ -13,9 +13,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from earwitness.engine.address import EngineAddress
 from earwitness.engine.client import AskRequest, Engine
 from earwitness.engine.guardian import start_guarded
-from earwitness.engine.keeper import ServerKeeper
+from earwitness.engine.own_keeper import ServerKeeper
 from earwitness.errors import (
     CredentialsError,
     EngineStartError,
@@ -240,10 +241,21 @@ async def test_a_busy_or_failing_engine_is_asked_again(own):
 
 
 async def test_a_request_that_always_fails_is_a_transient_rejection(own):
-    async with own("--fail-rate", "1") as engine:
-        result = await engine.ask(question("What?"))
+    async with own("--fail-on", "bad") as engine:
+        result, other = await ask_all(engine, ["bad", "What?"])
     assert result.reason is Reason.ENGINE_UNAVAILABLE
     assert result.transient
+    assert result.detail.endswith("(HTTP 500 Injected failure)")
+    assert isinstance(other, Answer)
+
+
+@pytest.mark.parametrize("fault", [("--fail-rate", "1"), ("--garbage", "reset")])
+async def test_an_engine_that_answers_nothing_is_given_up_and_no_record_with_it(own, fault):
+    async with own(*fault, max_restarts=1) as engine:
+        asking = [engine.ask(question(text)) for text in ("a", "b", "c")]
+        results = await asyncio.gather(*asking, return_exceptions=True)
+    assert [type(result) for result in results] == [EngineStartError] * 3
+    assert "answers nothing" in str(results[0])
 
 
 async def test_a_request_without_end_is_a_transient_rejection_and_blocks_no_other(own):
@@ -323,6 +335,20 @@ async def test_another_model_than_the_served_one_is_refused(running, over):
     async with over(running(), model="other") as engine:
         with pytest.raises(ModelIdentityError, match="serves demo, not other"):
             await engine.ask(question("What?"))
+
+
+async def test_an_engine_that_begins_to_answer_as_another_model_is_not_believed(running):
+    changes = running("--any-model")
+    await until_healthy(changes)
+    address = EngineAddress(f"http://127.0.0.1:{changes.port}")
+    assert isinstance(await address.ask(question("What?"), "demo"), Answer)
+    changes.guarded.stop()
+    changes.flags = ("--any-model", "--model", "other")
+    changes.start()
+    await until_healthy(changes)
+    with pytest.raises(ModelIdentityError, match="answered as 'demo', and now as 'other'"):
+        await address.ask(question("What?"), "demo")
+    await address.close()
 
 
 async def test_a_wrong_key_is_said_so(tmp_path, over, monkeypatch):

@@ -79,6 +79,8 @@ class WebServer:
     statuses: dict[str, int] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     downloads: Counter[str] = field(default_factory=Counter)
+    held: set[str] = field(default_factory=set)
+    """Paths whose bytes come only once they are taken out of here."""
 
     def __enter__(self) -> Self:
         web = self
@@ -88,6 +90,8 @@ class WebServer:
 
             def do_GET(self) -> None:
                 web.downloads[self.path] += 1
+                while self.path in web.held:
+                    time.sleep(0.1)
                 self._reply()
 
             def do_HEAD(self) -> None:

@@ -65,3 +65,40 @@ def test_missing_bytes_are_counted(tmp_path):
     soundfile.write(str(path), np.ones(4_000, np.int16), 16_000, format="WAV")
     path.write_bytes(path.read_bytes()[:-1_000])
     assert missing_bytes(path) == 1_000
+
+
+@pytest.mark.parametrize("kind", ["AU", "CAF", "W64", "RF64", "AIFF"])
+def test_bytes_missing_of_other_containers_are_counted(tmp_path, kind):
+    path = tmp_path / "clip"
+    soundfile.write(str(path), np.ones(4_000, np.int16), 16_000, format=kind)
+    assert missing_bytes(path) == 0
+    path.write_bytes(path.read_bytes()[:-1_000])
+    assert missing_bytes(path) >= 1_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b".snd" + struct.pack(">II", 24, 0xFFFFFFFF) + bytes(100),
+        b"caff\0\1\0\0data" + struct.pack(">q", -1) + bytes(100),
+        b"riff" + bytes(12) + b"\xff" * 8 + bytes(100),
+        b"RIFF" + bytes(4) + b"AVI " + bytes(100),
+        b"caff\0\1\0\0junk" + struct.pack(">Q", 2**62) + bytes(100),
+    ],
+)
+def test_lengths_left_open_or_absurd_announce_nothing(tmp_path, data):
+    (tmp_path / "clip").write_bytes(data)
+    assert missing_bytes(tmp_path / "clip") == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"RIFF\0\0\0\0WAVE" + b"junk\0\0\0\0" * 20_000 + b"data\0\xff\0\0",
+        b"caff\0\1\0\0" + (b"junk" + bytes(8)) * 20_000 + b"data\0\0\0\0\0\0\xff\0",
+        b"\0\0\0\x08ftyp" + b"\0\0\0\x08free" * 20_000 + b"\0\xff\0\0mdat",
+    ],
+)
+def test_a_file_of_countless_empty_chunks_is_not_searched_to_its_end(tmp_path, data):
+    (tmp_path / "clip").write_bytes(data)
+    assert missing_bytes(tmp_path / "clip") == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -57,10 +57,15 @@ def resolved(manifest: Path, **changes: object) -> BuildSettings:
     return resolve_settings(BuildSettings(manifest=str(manifest), output=output, **given))
 
 
-def planned(manifest: Path, name: str = "a-20261122T120000Z-abcdef", **changes: object) -> Build:
+def planned(
+    manifest: Path,
+    name: str = "a-20261122T120000Z-abcdef",
+    planned_at: datetime = NOON,
+    **changes: object,
+) -> Build:
     settings = resolved(manifest, **changes)
     build = Build(settings.output, name)
-    plan_build(build, settings, MODEL, NOON)
+    plan_build(build, settings, MODEL, planned_at)
     return build
 
 
@@ -70,6 +75,14 @@ def test_every_line_is_in_exactly_one_shard_in_order(manifest: Path):
     assert [len(shard) for shard in shards] == [3, 3, 1]
     assert [row.row for shard in shards for row in shard] == list(range(7))
     assert [shard.first_row for shard in build.plan.shards] == [0, 3, 6]
+
+
+def test_two_builds_planned_within_one_second_have_an_order(manifest: Path):
+    early, late = (
+        planned(manifest, f"a-20261122T120000Z-{letter * 6}", NOON + timedelta(microseconds=after))
+        for letter, after in (("b", 1), ("a", 2))
+    )
+    assert early.plan.planned_at < late.plan.planned_at
 
 
 def test_a_malformed_line_is_a_rejected_row(manifest: Path):
@@ -163,6 +176,15 @@ def test_another_build_is_not_continued(manifest: Path, change: str):
         settings.output, plan_identity(settings, model), manifest_stamp(str(manifest))
     )
     assert found is None
+
+
+def test_an_output_that_was_moved_is_continued_where_it_is(manifest: Path, tmp_path: Path):
+    build = planned(manifest)
+    identity = build.plan.identity
+    (tmp_path / "out").rename(tmp_path / "moved")
+    moved = Build(str(tmp_path / "moved"), build.id)
+    assert moved.plan.settings.output == str(tmp_path / "moved")
+    assert moved.plan.identity == identity
 
 
 def test_a_copied_plan_has_the_same_rows_and_its_own_gates(manifest: Path):

@@ -90,6 +90,19 @@ def test_a_whole_build_is_published_and_loads(build: Build):
     assert list(refused["id"]) == [2]
 
 
+def test_every_engine_that_answered_is_named(build: Build):
+    persist_shard(build, 0, engine="0.24.0")
+    persist_shard(build, 1, engine="0.33.0", worker="gpu-7")
+    assert publish_build(build)["versions"]["engine"] == "0.24.0, 0.33.0"
+
+
+def test_a_receipt_says_which_worker_did_the_shard(build: Build):
+    persist_shard(build, 1, worker="gpu-7")
+    receipt = build.receipt(1)
+    assert receipt is not None
+    assert receipt.worker == "gpu-7"
+
+
 def test_work_in_progress_is_gone_after_publishing(build: Build):
     persist_shard(build, 0)
     persist_shard(build, 1)
@@ -127,6 +140,36 @@ def test_a_file_that_is_gone_is_not_published(build: Build):
     build.store.delete([receipt.files[0].path])
     with pytest.raises(BuildDamagedError, match="is missing"):
         publish_build(build)
+
+
+def test_the_shard_of_a_damaged_file_alone_is_done_again(build: Build):
+    receipt = persist_shard(build, 0)
+    persist_shard(build, 1)
+    build.store.delete([receipt.files[0].path])
+    with pytest.raises(BuildDamagedError, match="1 of 2 shards anew"):
+        publish_build(build)
+    assert build.missing_shards() == [0]
+    assert persist_shard(build, 0) == receipt
+    assert publish_build(build)["counts"]["answered"] == 3
+
+
+def test_a_shard_that_is_done_is_not_written_again(build: Build):
+    first = persist_shard(build, 0)
+    finish(build, 0, [answered(0), rejected(1)])
+    assert persist_shard(build, 0) == first
+    assert build.receipt(0) == first
+
+
+def test_who_comes_back_after_publishing_leaves_no_file_behind(build: Build):
+    for shard in (0, 1):
+        persist_shard(build, shard)
+    publish_build(build)
+    there = {path: build.store.read_bytes(path) for path in build.store.sizes("data")}
+    build.store.delete([receipt_path(0)])  # as a process sees it that looked before
+    finish(build, 0, [rejected(0), rejected(1)])
+    persist_shard(build, 0)
+    assert {path: build.store.read_bytes(path) for path in build.store.sizes("data")} == there
+    assert len(earwitness.load(build.output.root)) == 3
 
 
 def test_a_receipt_that_does_not_add_up_is_not_published(build: Build):
@@ -171,6 +214,15 @@ def test_the_pointer_never_moves_back(tmp_path: Path):
         persist_shard(build, 1)
         publish_build(build)
     assert latest_build(builds[0].output.root) == builds[0].id
+
+
+def test_a_clock_that_was_ahead_does_not_hold_the_pointer(tmp_path: Path):
+    for name in ("b-20271122T000000Z-aaaaaa", "b-20261123T000000Z-bbbbbb"):
+        build = planned(tmp_path, rows=2, name=name)
+        finish(build, 0, [answered(0), answered(1)])
+        persist_shard(build, 0)
+        publish_build(build)
+        assert latest_build(build.output.root) == name
 
 
 def test_a_row_without_an_outcome_is_never_written_off(tmp_path: Path):

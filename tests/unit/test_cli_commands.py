@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from earwitness.build.layout import Build
 
-COMMANDS = ["init", "check", "build", "status", "show", "retry"]
+COMMANDS = ["init", "check", "build", "status", "show", "retry", "gc", "worker"]
 
 
 def run(*words: str) -> Result:

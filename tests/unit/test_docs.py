@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 import typer.main
+import yaml
 
 from cli.main import app
 from earwitness.settings import BuildSettings
@@ -24,7 +26,20 @@ OPTIONS = {
     for parameter in command.params
     for option in (*parameter.opts, *parameter.secondary_opts)
 }
-VLLM_OPTIONS = {"--enforce-eager"}
+SETUP = (HOUSE / "deployments/setup.py").read_text()
+SETUP_OPTIONS = {"--default-limit", "--gpu-limit", *re.findall(r'"(--[a-z-]+)"', SETUP)}
+# prefect deploy, systemctl, useradd, docker compose, vllm serve, everything
+OTHERS_OPTIONS = {"--all", "--now", "--system", "--profile", "--enforce-eager", "--help"}
+# flags of vLLM that the pages say are refused
+OTHERS_OPTIONS |= {"--api-key", "--hf-token"}
+DEPLOYMENTS = {
+    f"{Path(entry['entrypoint']).suffixes[-1][1:].replace('_', '-')}/{entry['name']}"
+    for entry in yaml.safe_load((HOUSE / "prefect.yaml").read_text())["deployments"]
+}
+# what reads settings from the environment
+READERS = [HOUSE / "prefect.yaml", *(HOUSE / "deployments").rglob("*.service")]
+for folder in ("earwitness", "deployments", "cli"):
+    READERS += sorted((HOUSE / folder).rglob("*.py"))
 
 
 def texts(pattern: str) -> list[tuple[str, str]]:
@@ -38,7 +53,7 @@ def test_commands_exist(page: str, command: str):
 
 @pytest.mark.parametrize(("page", "option"), sorted(set(texts(r"[ `(](--[a-z][a-z-]+)"))))
 def test_options_exist(page: str, option: str):
-    assert option in OPTIONS | VLLM_OPTIONS, page
+    assert option in OPTIONS | SETUP_OPTIONS | OTHERS_OPTIONS, page
 
 
 @pytest.mark.parametrize(("page", "target"), sorted(set(texts(r"(?:^    |`)make ([a-z-]+)"))))
@@ -53,6 +68,30 @@ def test_settings_exist(page: str, name: str):
     group, field = name.split(".")
     model = BuildSettings.model_fields[group].annotation
     assert field in model.model_fields, page
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    sorted(set(texts(r"((?:build-dataset|build-shard|retry-failed-shards)/[a-z]+)"))),
+)
+def test_deployments_exist(page: str, name: str):
+    assert name in DEPLOYMENTS, page
+
+
+@pytest.mark.parametrize(("page", "module"), sorted(set(texts(r"python -m ([a-z_.]+)"))))
+def test_modules_exist(page: str, module: str):
+    assert importlib.util.find_spec(module), page
+
+
+@pytest.mark.parametrize(("page", "path"), sorted(set(texts(r"\b(deployments/[\w./@-]*\w)"))))
+def test_files_of_the_guide_exist(page: str, path: str):
+    assert (HOUSE / path).exists(), page
+
+
+def test_variables_are_read_somewhere():
+    said = {name for _, name in texts(r"\b(EARWITNESS_[A-Z_]+)")}
+    read = "\n".join(path.read_text() for path in READERS)
+    assert sorted(name for name in said if name not in read) == []
 
 
 @pytest.mark.parametrize(("page", "target"), texts(r"\]\((?!https?:)([^)#]+)"))

@@ -169,3 +169,38 @@ def end_one(lanes, tasks, number, *, cancel):
             lanes.leave(task.result())
         else:
             task.cancel()
+
+
+async def test_all_suspects_of_a_lane_that_is_gone_wait_for_it_once():
+    lanes = make(count=2)
+    gone, stays = lanes.all
+    lanes.mark_down(gone)
+    gone.down_since_s -= 1
+    for _ in range(3):
+        lanes.add_suspect(gone)
+        async with asyncio.timeout(0.5):
+            assert await lanes.enter_alone(gone, patience_s=0.9) is stays
+        lanes.leave_alone(stays)
+        lanes.clear_suspect(stays)
+
+
+async def test_a_suspect_that_waits_for_its_lane_keeps_no_other_waiting():
+    lanes = make(count=2)
+    gone, stays = lanes.all
+    lanes.mark_down(gone)
+    lanes.add_suspect(gone)
+    waiting = asyncio.create_task(lanes.enter_alone(gone, patience_s=60))
+    await settled()
+    lanes.add_suspect(stays)
+    async with asyncio.timeout(0.5):
+        assert await lanes.enter_alone(stays, patience_s=60) is stays
+    waiting.cancel()
+
+
+async def test_a_lane_that_asks_to_be_left_alone_is():
+    lanes = make(count=2)
+    resting, other = lanes.all
+    lanes.rest(resting, 0.05)
+    assert [await lanes.enter() for _ in range(2)] == [other, other]
+    async with asyncio.timeout(0.5):
+        assert await lanes.enter() is resting

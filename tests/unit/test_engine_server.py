@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earwitness.engine.failure import start_failure_reason
-from earwitness.engine.server import serve_command, split_cores
+from earwitness.engine.command import serve_command, split_cores
+from earwitness.engine.failure import start_failure_advice, start_failure_reason
 from earwitness.engine.standin import parse_options
 from earwitness.settings import EngineSettings
 
@@ -107,6 +107,10 @@ def test_cores_are_shared_out_evenly_and_every_worker_has_one(cores, workers):
         ("context_too_long", "User-specified max_model_len (100000000) is greater than the deri"),
         ("worker_assertion", "AssertionError: Not enough allowed NUMA nodes to bind threads of "),
         ("no_memory_for_kv_cache", "Available memory on node 0 (5.71/10.21 GiB) on kv cache all"),
+        ("cuda_out_of_memory", "OutOfMemoryError: CUDA out of memory. Tried to allocate 1.16 GiB."),
+        ("no_cache_blocks", "No available memory for the cache blocks. Try increasing"),
+        ("cache_too_small", "To serve at least one request with the model's max seq len (32768)"),
+        ("memory_taken", "Free memory on device cuda:0 (1.95/23.64 GiB) on startup is less than"),
         ("hub_model_unknown", "OSError: nobody/nothing is not a local folder and is not a vali"),
     ],
 )
@@ -114,6 +118,25 @@ def test_vllms_own_reason_is_found_in_its_output(log, reason):
     found = start_failure_reason((LOGS / f"{log}.log").read_text())
     assert found.startswith(reason)
     assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("log", "setting"),
+    [
+        ("cuda_out_of_memory", "tensor_parallel_size"),
+        ("no_cache_blocks", "raise gpu_memory_utilization"),
+        ("cache_too_small", "lower max_model_len"),
+        ("memory_taken", "lower gpu_memory_utilization"),
+    ],
+)
+def test_where_memory_lacks_it_is_said_which_setting_helps(log, setting):
+    reason = start_failure_reason((LOGS / f"{log}.log").read_text())
+    assert setting in start_failure_advice(reason)
+
+
+def test_where_no_setting_helps_no_advice_is_given():
+    reason = start_failure_reason((LOGS / "unknown_flag.log").read_text())
+    assert start_failure_advice(reason) == ""
 
 
 def test_without_any_exception_the_last_lines_are_shown():

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earwitness.engine.address import ServedModel, base_url, parse_metrics
-from earwitness.engine.client import pick_model
+from earwitness.engine.address import ServedModel, base_url
+from earwitness.engine.given import pick_model, slots_of
+from earwitness.engine.replies import Trouble, parse_metrics, read_reply, retry_after_s, steady
 from earwitness.engine.standin_answers import natural_words, read_request
-from earwitness.engine.wire import AskRequest, Trouble, chat_payload, read_reply, steady
+from earwitness.engine.wire import AskRequest, chat_payload
 from earwitness.errors import CredentialsError, ModelIdentityError, SettingsError
 from earwitness.records import Answer, Reason
-from earwitness.settings import SamplingSettings
+from earwitness.settings import EngineSettings, SamplingSettings
 
 
 @pytest.fixture
@@ -93,8 +94,40 @@ def test_an_answer_is_read_with_its_counts():
     assert read(200, reply()) == Answer("hello", "stop", 5, 2)
 
 
-def test_no_content_is_an_empty_answer():
-    assert read(200, reply(content=None)).text == ""
+def test_an_answer_may_be_empty():
+    assert read(200, reply(content="")).text == ""
+
+
+def test_a_model_cut_while_it_thinks_says_nothing():
+    told = reply("length", content=None)
+    told["choices"][0]["message"]["reasoning_content"] = "Hm"
+    assert read(200, told).text == ""
+
+
+@pytest.mark.parametrize("content", [None, ["a"], {"text": "a"}, 7, "\ud800"])
+def test_what_is_no_text_is_no_answer(content):
+    assert read(200, reply(content=content)) is Trouble.GARBAGE
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": 2**70}, {"completion_tokens": -1}, [1]])
+def test_counts_that_cannot_be_stored_are_no_answer(usage):
+    assert read(200, {**reply(), "usage": usage}) is Trouble.GARBAGE
+
+
+def test_nesting_without_end_is_no_answer():
+    assert read(200, b"[" * 100_000) is Trouble.GARBAGE
+
+
+@pytest.mark.parametrize(("status", "body"), [(400, b"<html>"), (413, b""), (405, b"{}"),
+                                              (302, b""), (408, b'{"error": {}}')])  # fmt: skip
+def test_only_the_apis_own_words_refuse_a_record(status, body):
+    assert read(status, body) is Trouble.SERVER_ERROR
+
+
+@pytest.mark.parametrize(("header", "seconds"), [("2", 2), ("1e9", 60), ("-1", 0), ("nan", 0),
+    ("soon", 0), (None, 0), ("Thu, 01 Jan 2099 00:00:00 GMT", 60)])  # fmt: skip
+def test_an_engine_is_left_alone_as_long_as_it_asks_but_not_for_ever(header, seconds):
+    assert retry_after_s(header) == seconds
 
 
 @pytest.mark.parametrize("finish_reason", ["abort", "error", None])
@@ -104,7 +137,7 @@ def test_what_a_dying_engine_ends_is_no_answer(finish_reason):
 
 @given(st.binary())
 def test_no_reply_of_an_engine_is_taken_for_an_answer_by_mistake(body):
-    assert read(200, body) is Trouble.BROKEN
+    assert read(200, body) is Trouble.GARBAGE
 
 
 @pytest.mark.parametrize(
@@ -195,3 +228,12 @@ def test_a_model_not_served_is_refused(served):
 @pytest.fixture
 def served():
     return lambda *names: [ServedModel(name) for name in names]
+
+
+def test_every_replica_of_an_engine_of_our_own_has_its_slots():
+    assert slots_of(EngineSettings(max_num_seqs=10, data_parallel_size=4)) == 40
+
+
+def test_who_names_an_address_says_what_it_takes():
+    given = EngineSettings(url=("http://gpu:8000",), max_num_seqs=10, data_parallel_size=4)
+    assert slots_of(given) == 10

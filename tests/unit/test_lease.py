@@ -56,9 +56,33 @@ def test_a_dead_process_on_this_machine_holds_nothing(build: Build):
         pass
 
 
+def test_a_lease_from_a_clock_that_was_ahead_holds_nothing(build: Build):
+    write(build, renewed=time.time() + 365 * 86_400)
+    with lease(build):
+        pass
+
+
 def test_another_machines_living_lease_is_respected(build: Build):
     write(build)
     with pytest.raises(BuildBusyError, match="far"), lease(build):
+        pass
+
+
+def test_a_run_that_comes_back_takes_its_own_lease_over_from_any_machine(build: Build):
+    write(build, owner="flow run nightly-1")
+    with lease(build, "flow run nightly-1"):
+        assert json.loads(build.store.read_bytes("lease.json"))["host"] == socket.gethostname()
+
+
+def test_another_run_is_refused_with_the_name_of_the_one_that_holds_it(build: Build):
+    write(build, owner="flow run nightly-1")
+    with pytest.raises(BuildBusyError, match="nightly-1"), lease(build, "flow run nightly-2"):
+        pass
+
+
+def test_two_holders_without_a_name_are_never_the_same(build: Build):
+    write(build, owner="")
+    with pytest.raises(BuildBusyError), lease(build, ""):
         pass
 
 

@@ -126,6 +126,7 @@ def test_a_question_never_overrides_a_conversation() -> None:
         ([human("a"), {"role": "assistant", "content": "b"}, human("c")], Reason.BAD_CONVERSATION),
         ([human(3)], Reason.BAD_CONVERSATION),
         ([{"role": "user", "content": [{"type": "image_url"}]}], Reason.BAD_CONVERSATION),
+        ([{"role": "user", "content": [{"type": ["audio"]}]}], Reason.BAD_CONVERSATION),
         ([{"role": "user", "content": [{"type": "text", "text": 1}]}], Reason.BAD_CONVERSATION),
         ([human("")], Reason.EMPTY_TURN),
         ([human(" \n")], Reason.EMPTY_TURN),

@@ -247,3 +247,52 @@ def test_an_empty_parquet_manifest_is_an_error(tmp_path: Path) -> None:
     source = open_manifest(str(path), max_line_bytes=1024)
     with source, pytest.raises(ManifestError, match="holds no records"):
         list(source)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        # each would be a column of gigabytes: a struct has room for every key at every place
+        [{f"k{number}": 1} for number in range(3_000)],
+        [{f"k{number}": 1 for number in range(150)}, *[{}] * 120_000],
+    ],
+)
+def test_values_that_no_column_has_room_for_become_json_text(value: Any) -> None:
+    pool = pa.default_memory_pool()
+    before = pool.max_memory()
+    assert fields_of([value, value]).json_fields == ("f",)
+    assert pool.max_memory() - before < 2**26
+
+
+def test_lists_that_grow_after_a_wide_object_was_seen_become_json_text() -> None:
+    wide = [{f"k{number}": 1 for number in range(150)}]
+    assert fields_of([wide], [[{}] * 120_000]).json_fields == ("f",)
+
+
+def test_long_lists_of_small_objects_stay_a_column() -> None:
+    words = [{"word": "a", "start": 0.5, "end": 1.0}] * 2_000
+    assert fields_of([words] * 4).json_fields == ()
+
+
+def test_a_row_of_parquet_longer_than_allowed_is_rejected_unread(tmp_path: Path) -> None:
+    large = pa.array(["x" * 50_000, "y"]).dictionary_encode().take(pa.array([0, 1, 0]))
+    pq.write_table(pa.table({"f": large}), tmp_path / "m.parquet")
+    with open_manifest(str(tmp_path / "m.parquet"), max_line_bytes=20_000) as source:
+        reasons = [line.rejection and line.rejection.reason for line in source]
+    assert reasons == [Reason.LINE_TOO_LONG, None, Reason.LINE_TOO_LONG]
+
+
+def test_a_parquet_value_that_python_has_none_for_costs_its_row_alone(tmp_path: Path) -> None:
+    times = pa.array([[0], [2**62], [1]], pa.list_(pa.timestamp("us")))
+    pq.write_table(pa.table({"f": times}), tmp_path / "m.parquet")
+    with open_manifest(str(tmp_path / "m.parquet"), max_line_bytes=20_000) as source:
+        reasons = [line.rejection and line.rejection.reason for line in source]
+    assert reasons == [None, Reason.BAD_ENCODING, None]
+
+
+def test_a_parquet_file_with_names_that_are_no_text_is_refused(tmp_path: Path) -> None:
+    stored = io.BytesIO()
+    pq.write_table(pa.table({"name": pa.array([1])}), stored, store_schema=False)
+    (tmp_path / "m.parquet").write_bytes(stored.getvalue().replace(b"name", b"na\xff\xfe"))
+    with pytest.raises(ManifestError, match="no whole Parquet file"):
+        open_manifest(str(tmp_path / "m.parquet"), max_line_bytes=20_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,7 @@ from earwitness.errors import SettingsError
 from earwitness.manifest.clips import ClipResolver, audio_root_hint
 from earwitness.manifest.lint import Linter, LintRules, lint_line, lint_rules
 from earwitness.manifest.planned import parse_plan_line, plan_line
-from earwitness.manifest.reader import RawLine
+from earwitness.manifest.source import RawLine
 from earwitness.records import PlannedRow, Reason, Rejection, Stage
 from earwitness.settings import BuildSettings
 
@@ -80,6 +81,7 @@ def test_dataflows_sample_layout_resolves_from_a_sibling_folder() -> None:
         (b'{"a": "\\ud83d"}', Reason.BAD_ENCODING),
         (b"[1, 2]", Reason.NOT_AN_OBJECT),
         (b"null", Reason.NOT_AN_OBJECT),
+        (json.dumps({f"k{n}": n for n in range(2_001)}).encode(), Reason.TOO_MANY_FIELDS),
         (b'  "text"', Reason.NOT_AN_OBJECT),
         (b"{}", Reason.NO_AUDIO),
         (line(audio=None), Reason.NO_AUDIO),
@@ -179,6 +181,33 @@ def test_relative_clips_start_from_the_audio_root(root: str, path: str, uri: str
 def test_a_path_out_of_the_bucket_is_rejected() -> None:
     rules = LintRules(audio_root="s3://b/set", system_prompt="")
     rejection = judged(line(audio="../../other/a.wav"), rules).rejection
+    assert rejection
+    assert rejection.reason is Reason.BAD_URI
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["file:/etc/passwd", "  file:///etc/passwd", "\tfile:///etc/passwd", " http:/a/b", "s3:/b"],
+)
+def test_a_path_beside_a_web_manifest_never_leads_out_of_the_web(path: str) -> None:
+    rules = LintRules(audio_root="https://host/set", system_prompt="")
+    (clip,) = judged(line(audio=path), rules).clips
+    assert clip.startswith("https://host/set/")
+
+
+def test_a_key_that_is_there_twice_is_found_at_once_among_many() -> None:
+    keys = ",".join(f'"k{number}":1' for number in range(20_000))
+    started = time.process_time()
+    rejection = judged(f'{{{keys},"k19999":1}}'.encode()).rejection
+    assert rejection
+    assert "'k19999'" in rejection.detail
+    # looking through all names before each took minutes
+    assert time.process_time() - started < 1
+
+
+def test_half_of_an_address_is_a_rejection() -> None:
+    rules = LintRules(audio_root="https://host/set", system_prompt="")
+    rejection = judged(line(audio="//[/a.wav"), rules).rejection
     assert rejection
     assert rejection.reason is Reason.BAD_URI
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import fsspec
@@ -13,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from earwitness.errors import ManifestError
-from earwitness.manifest.reader import RawLine, open_manifest
+from earwitness.manifest.reader import open_manifest
 from earwitness.manifest.unpack import split_lines, unpacked
 from earwitness.records import Reason
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from earwitness.manifest.source import RawLine
 
 LIMIT = 2**20
 TWO = b'{"id": 1}\n{"id": 2}\n'
@@ -121,6 +124,16 @@ def test_lines_do_not_depend_on_how_the_bytes_arrive(
     if not lines[-1]:
         expected.pop()
     assert list(split_lines(blocks, limit)) == expected
+
+
+def test_a_bomb_of_line_ends_is_cut_in_small_pieces() -> None:
+    block = b"\n" * 2**22
+    tracemalloc.start()
+    lines = sum(1 for _ in split_lines([block], LIMIT))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert lines == len(block)
+    assert peak < 3 * 2**23
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
-from earwitness.errors import FatalError
+from earwitness.errors import FatalError, ModelIdentityError
 from earwitness.runtime import Runtime, current, running
 from earwitness.settings import BuildSettings, EngineSettings
 
@@ -76,3 +77,36 @@ def test_the_outermost_block_owns_the_runtime(settings: BuildSettings):
         assert current() is outer
     with pytest.raises(FatalError, match="no runtime is open"):
         current()
+
+
+IDENTITY = {"kind": "local", "name": "m", "version": "d", "arguments": []}
+
+
+@pytest.fixture
+def lent(monkeypatch: pytest.MonkeyPatch, settings: BuildSettings) -> BuildSettings:
+    """What a worker puts into a flow run's environment; settings that name no engine."""
+    monkeypatch.setenv("EARWITNESS_ENGINE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("EARWITNESS_ENGINE_MODEL", json.dumps(IDENTITY))
+    monkeypatch.setenv("EARWITNESS_ENGINE_SLOTS", "20")
+    return settings.model_copy(update={"engine": EngineSettings()})
+
+
+def test_a_flow_run_asks_its_workers_engine_and_starts_none(lent: BuildSettings):
+    with running(lent, "model") as runtime:
+        assert runtime.engine.server is None
+        assert runtime.engine.room == 22
+        runtime.check_model(IDENTITY)
+        with pytest.raises(ModelIdentityError):
+            runtime.check_model({**IDENTITY, "version": "another"})
+
+
+def test_an_engine_named_in_the_settings_wins(lent: BuildSettings, settings: BuildSettings):
+    assert lent.engine.url == ()
+    with running(settings, "model") as runtime:
+        runtime.check_model({**IDENTITY, "version": "another"})
+        assert runtime.engine.room == 141
+
+
+def test_without_a_worker_a_flow_run_has_an_engine_of_its_own(settings: BuildSettings):
+    with running(settings.model_copy(update={"engine": EngineSettings()}), "model") as runtime:
+        assert runtime.engine.server is not None

@@ -11,8 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from earwitness.addresses import absolute_uri, join_uri, parent_uri, split_protocol
-from earwitness.errors import CredentialsError, FatalError, StorageUnavailableError
-from earwitness.storage import Store, filesystem, stamp_of, translate_error
+from earwitness.errors import (
+    CredentialsError,
+    DiskError,
+    FatalError,
+    StorageUnavailableError,
+)
+from earwitness.storage import Store
+from earwitness.storage_calls import filesystem, stamp_of
+from earwitness.storage_errors import translate_error
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,9 +124,10 @@ def test_any_bytes_survive_storage(data: bytes):
 
 
 class ClientError(Exception):
-    def __init__(self, code: str) -> None:
+    def __init__(self, code: str, status: int = 0) -> None:
         super().__init__(code)
-        self.response = {"Error": {"Code": code}}
+        answer = {"HTTPStatusCode": status}
+        self.response = {"Error": {"Code": code}, "ResponseMetadata": answer}
 
 
 def caused_by(error: Exception, cause: Exception) -> Exception:
@@ -136,7 +144,14 @@ def caused_by(error: Exception, cause: Exception) -> Exception:
         (caused_by(OSError("slow"), ClientError("SlowDown")), StorageUnavailableError),
         (caused_by(PermissionError("no"), ClientError("ExpiredToken")), CredentialsError),
         (caused_by(PermissionError("no"), ClientError("InvalidAccessKeyId")), CredentialsError),
-        (OSError(errno.ENOSPC, "full"), FatalError),
+        (caused_by(PermissionError("no"), ClientError("RequestTimeTooSkewed")), CredentialsError),
+        (caused_by(FileNotFoundError("no"), ClientError("NoSuchUpload")), StorageUnavailableError),
+        (
+            caused_by(OSError(errno.EREMOTEIO, "x"), ClientError("500", 500)),
+            StorageUnavailableError,
+        ),
+        (caused_by(OSError(errno.EIO, "x"), ClientError("429", 429)), StorageUnavailableError),
+        (OSError(errno.ENOSPC, "full"), DiskError),
     ],
 )
 def test_storage_errors_are_sorted_by_what_helps(error: Exception, meaning: type[Exception]):
@@ -148,6 +163,7 @@ def test_storage_errors_are_sorted_by_what_helps(error: Exception, meaning: type
     [
         FileNotFoundError("x"),
         caused_by(PermissionError("no"), ClientError("AccessDenied")),
+        caused_by(OSError(errno.EIO, "x"), ClientError("EntityTooLarge", 400)),
         ValueError("nothing to do with storage"),
     ],
 )

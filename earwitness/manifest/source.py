@@ -1,0 +1,154 @@
+"""What every manifest is to its readers: lines in order, and a digest of what was read."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+
+from earwitness.errors import EarwitnessError, ManifestError, StorageUnavailableError
+from earwitness.storage_calls import sure_stamp
+from earwitness.storage_errors import translate_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pyarrow as pa
+
+    from earwitness.records import Json, Rejection
+
+READ_BYTES = 2**20
+_PASSING_STATUS = frozenset({408, 425, 429})
+
+
+class ByteStream(Protocol):
+    """What is asked of a file: to be read once."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, at most `size`; none at the end."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+class RawLine(NamedTuple):
+    """One line of a manifest, unjudged. Exactly one of the last three is set.
+
+    Attributes:
+        row: Position among the records, from 0.
+        line_number: Of the text file, from 1 and with blank lines; for Parquet `row` + 1.
+        text: The line without its end, where the manifest is text.
+        record: The record, where the manifest is Parquet.
+        rejection: Why the line could not even be read.
+    """
+
+    row: int
+    line_number: int
+    text: bytes | None
+    record: Json | None = None
+    rejection: Rejection | None = None
+
+
+class ManifestSource:
+    """An opened manifest, read once from start to end.
+
+    Attributes:
+        uri: Where it is.
+        stamp: Size and version when it was opened, None where storage tells none.
+        size_bytes: As stored, 0 where unknown.
+        read_bytes: How much of that was read so far, for progress bars.
+        rows: Records given so far.
+        schema: The manifest's own Arrow schema (Parquet), else None.
+        digest: Hex SHA-256 of the stored bytes; empty until all were read.
+    """
+
+    schema: pa.Schema | None = None
+
+    def __init__(self, uri: str, file: ByteStream, stamp: str | None, size_bytes: int) -> None:
+        self.uri = uri
+        self.stamp = stamp
+        self.size_bytes = size_bytes
+        self.read_bytes = 0
+        self.rows = 0
+        self.digest = ""
+        self._file = file
+        self._sha256 = hashlib.sha256()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def __iter__(self) -> Iterator[RawLine]:
+        """The manifest's lines, in order.
+
+        Raises:
+            ManifestError: It is damaged, empty, or changed while it was read.
+            StorageUnavailableError: Storage does not answer now.
+        """
+        yield from self._lines()
+        if not self.rows:
+            raise ManifestError(f"the manifest {self.uri} holds no records")
+        with readable(self.uri):
+            now, _ = current_stamp(self.uri)
+        if now != self.stamp:
+            raise ManifestError(f"the manifest {self.uri} changed while it was read: start again")
+        self.digest = self._sha256.hexdigest()
+
+    def _lines(self) -> Iterator[RawLine]:
+        raise NotImplementedError
+
+    def _blocks(self) -> Iterator[bytes]:
+        """The stored bytes, hashed as they are read."""
+        while True:
+            with readable(self.uri):
+                block = self._file.read(READ_BYTES)
+            if not block:
+                return
+            self._sha256.update(block)
+            self.read_bytes += len(block)
+            yield block
+
+
+@contextmanager
+def readable(uri: str) -> Iterator[None]:
+    """Raise our own errors for what storage raises about the manifest inside the block."""
+    try:
+        yield
+    except EarwitnessError:
+        raise
+    except Exception as error:
+        raise _manifest_error(error, uri) from error
+
+
+def _manifest_error(error: Exception, uri: str) -> EarwitnessError:
+    # fsspec says "not found" of any web server's failure; its cause knows better
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+    status = getattr(cause, "status", None)
+    if isinstance(status, int):
+        if status >= 500 or status in _PASSING_STATUS:  # noqa: PLR2004 - HTTP's own classes
+            return StorageUnavailableError(f"{uri}: the server answered {status}")
+        return ManifestError(f"the manifest {uri} cannot be read: the server answered {status}")
+    ours = translate_error(cause, uri)
+    if ours is not None:
+        return ours
+    if isinstance(error, FileNotFoundError):
+        return ManifestError(f"there is no manifest at {uri}")
+    if isinstance(error, IsADirectoryError):
+        why = "it is a folder; name the file inside"
+    else:
+        why = f"{type(error).__name__}: {error}"
+    return ManifestError(f"the manifest {uri} cannot be read: {why}")
+
+
+def current_stamp(uri: str) -> tuple[str | None, int]:
+    """A manifest's stamp now, None where storage tells no version, and its size in bytes."""
+    stamp = sure_stamp(uri)
+    return (str(stamp) if stamp.version else None), stamp.size_bytes

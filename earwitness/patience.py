@@ -1,0 +1,89 @@
+"""How long storage that fails is asked again.
+
+Every call is repeated with growing pauses that do not fall in step, for about a minute. What is
+remembered over the calls is whether anything works at all: once nothing has for that long, storage
+is down, and every further call is made once, so that an outage costs a minute and not a minute for
+each of a million clips. The first call that works ends that.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+
+VARIABLE = "EARWITNESS_STORAGE_PATIENCE_S"
+"""Environment variable with another number of seconds."""
+
+FIRST_PAUSE_S = 0.2
+MOST_ATTEMPTS = 12
+"""More do not fit into a minute."""
+
+_LIMIT_S = 60.0
+_FORGOTTEN_S = 600.0
+_LONGEST_PAUSE_S = 10.0
+
+
+class Patience:
+    """What is known of one storage, shared by all threads and tasks that ask it.
+
+    Args:
+        limit_s: For how long a call that fails is repeated. Default: a minute, or `VARIABLE`.
+    """
+
+    def __init__(self, limit_s: float | None = None) -> None:
+        self.limit_s = float(os.environ.get(VARIABLE, _LIMIT_S)) if limit_s is None else limit_s
+        self._lock = threading.Lock()
+        self._failing_since: float | None = None
+        self._failed_at = 0.0
+
+    def worked(self) -> None:
+        """Note that storage answered."""
+        self._failing_since = None
+
+    def failed(self) -> None:
+        """Note that it did not."""
+        now = time.monotonic()
+        with self._lock:
+            # a failure long ago that nothing followed says nothing about now
+            if self._failing_since is None or now - self._failed_at > _FORGOTTEN_S:
+                self._failing_since = now
+            self._failed_at = now
+
+    @property
+    def spent(self) -> bool:
+        """True when nothing has worked for too long."""
+        since = self._failing_since
+        return since is not None and time.monotonic() - since > self.limit_s
+
+
+class Attempts:
+    """The attempts at one call.
+
+    Args:
+        patience: What is known of the storage it is made to.
+        first_pause_s: The longest pause after the first failure; each later one is twice that.
+    """
+
+    def __init__(self, patience: Patience, first_pause_s: float = FIRST_PAUSE_S) -> None:
+        self._patience = patience
+        self._pause_s = first_pause_s
+        self._begun = time.monotonic()
+        self.failures = 0
+
+    def worked(self) -> None:
+        """The call worked."""
+        self._patience.worked()
+
+    def failed(self) -> float | None:
+        """The call failed: how many seconds to wait before the next attempt; None: give up."""
+        self._patience.failed()
+        self.failures += 1
+        pause_s = random.uniform(self._pause_s / 2, self._pause_s)  # noqa: S311 - only spreads load
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        late = time.monotonic() + pause_s - self._begun > self._patience.limit_s
+        # one slow attempt may take the whole time: it is repeated all the same
+        if self._patience.spent or (late and self.failures > 1):
+            return None
+        return pause_s

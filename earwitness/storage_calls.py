@@ -1,0 +1,210 @@
+"""Calls to storage, made again while they fail for reasons that pass.
+
+Every call over a network is repeated for about a minute (see `earwitness.patience`). Below that,
+botocore repeats each single request twice; s3fs repeats nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
+
+from earwitness.addresses import local_path, split_protocol
+from earwitness.errors import FatalError, StorageUnavailableError
+from earwitness.patience import Attempts, Patience
+from earwitness.records import Stamp
+from earwitness.storage_errors import error_code, translated
+from earwitness.storage_reading import patient_reader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+REQUEST_ATTEMPTS = 3
+"""How often botocore makes one request of a call that may take many (a listing, a large upload)."""
+
+S3 = frozenset({"s3", "s3a"})
+_STREAMED = frozenset({"file", "http", "https"})
+"""Read without repetition: local files, and web servers, which may not give parts."""
+
+_UNEXPLAINED = frozenset({"400", "403"})
+"""S3's code where a refusal had no body: an answer to HEAD has none."""
+
+_STAMP_READINGS = 6
+_WRITE_S, _SLOWEST_BYTES_S = 30.0, 200_000
+"""A server that stops taking a body would be waited for for ever: nothing below limits writing."""
+
+
+@lru_cache(maxsize=64)
+def _filesystem(protocol: str) -> Any:
+    import fsspec
+
+    # listings must be fresh: other machines write into the same prefixes
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if protocol in S3:
+        known = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+        config = {
+            "retries": {"mode": "standard", "total_max_attempts": REQUEST_ATTEMPTS},
+            # some servers answer a part of an object with the checksum of the whole
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        }
+        options["config_kwargs"] = {**config, **known}
+        options["session"] = _session()
+        # our own instance: whoever else uses s3fs in this process has its own ideas of retries
+        options["skip_instance_cache"] = True
+    try:
+        fs = fsspec.filesystem(protocol, **options)
+    except ImportError as error:
+        raise FatalError(f"{protocol}:// needs a package that is not installed: {error}") from error
+    if protocol in S3:
+        fs.retries = 1
+        # parts of a file are held against its ETag here: not every server heeds `If-Match`
+        fs.local_expiry_check = True
+    return fs
+
+
+def _session() -> Any:
+    from aiobotocore.session import get_session
+
+    session = get_session()
+    session.register("before-call.s3", _not_expecting)
+    return session
+
+
+def _not_expecting(params: dict[str, Any], **_: Any) -> None:
+    # botocore would wait a second to be told to send a body; aiohttp waits without any limit
+    params["headers"].pop("Expect", None)
+
+
+@lru_cache(maxsize=64)
+def _patience(protocol: str) -> Patience:
+    return Patience(0.0 if protocol == "file" else None)
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """The fsspec file system for a URI and the URI's path on it.
+
+    Raises:
+        FatalError: fsspec lacks the package for this protocol.
+    """
+    protocol = split_protocol(uri)
+    if protocol == "file":
+        return _filesystem("file"), str(local_path(uri).absolute())
+    try:
+        fs = _filesystem(protocol)
+    except ValueError as error:
+        raise FatalError(f"nothing here can open {protocol}:// addresses ({uri})") from error
+    return fs, cast("str", fs._strip_protocol(uri))  # noqa: SLF001 - fsspec's way to split a URL
+
+
+def asked(uri: str, call: Callable[[], T]) -> T:
+    """Make a call to storage until it works, for about a minute.
+
+    Args:
+        uri: What it is about.
+        call: Safe to be made twice, also when the first time worked and only its answer was lost.
+
+    Raises:
+        StorageUnavailableError: It failed at every attempt.
+        CredentialsError: Storage refused the credentials themselves.
+        FatalError: The disk is full.
+    """
+    attempts = Attempts(_patience(split_protocol(uri)))
+    while True:
+        try:
+            with translated(uri):
+                answer = call()
+        except StorageUnavailableError:
+            pause_s = attempts.failed()
+            if pause_s is None:
+                raise
+            time.sleep(pause_s)
+        except OSError as error:
+            attempts.worked()
+            _explain(uri, error)
+            raise
+        else:
+            attempts.worked()
+            return answer
+
+
+def _explain(uri: str, error: OSError) -> None:
+    """Raise why storage refused something, where the refusal itself did not say."""
+    if error_code(error) in _UNEXPLAINED:
+        fs, path = filesystem(uri)
+        asked(f"{uri}", lambda: fs.cat_file(path, start=0, end=1))
+
+
+def write_limit(protocol: str, size_bytes: int) -> dict[str, float]:
+    """How long writing an object may take, as fsspec's calls want it."""
+    return {"timeout": _WRITE_S + size_bytes / _SLOWEST_BYTES_S} if protocol in S3 else {}
+
+
+def abort_uploads(fs: Any, path: str) -> None:
+    """Give up uploads in parts that were begun below a folder on S3 and never ended.
+
+    Nobody sees their parts, and they are paid for. Whoever still uploads begins anew.
+    """
+    bucket, _, folder = path.partition("/")
+    there = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{folder}/")
+    for upload in there.get("Uploads", []):
+        with suppress(FileNotFoundError):
+            fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+
+
+def open_file(uri: str, **options: Any) -> BinaryIO:
+    """An object opened for reading; seekable, except over http.
+
+    Args:
+        uri: Its address.
+        options: For fsspec's own `open`.
+
+    Raises:
+        FileNotFoundError: There is no such object.
+        StorageUnavailableError: Storage does not answer now; also when reading.
+        TransientError: When reading: the object changed meanwhile.
+    """
+    fs, path = filesystem(uri)
+
+    def opened() -> Any:
+        return fs.open(path, "rb", **options)
+
+    if split_protocol(uri) in _STREAMED:
+        return cast("BinaryIO", asked(uri, opened))
+    return patient_reader(uri, opened, lambda call: asked(uri, call))
+
+
+def stamp_of(uri: str) -> Stamp:
+    """Size and version of an object, without reading it.
+
+    Raises:
+        FileNotFoundError: There is no such object.
+        StorageUnavailableError: Storage does not answer now.
+    """
+    if split_protocol(uri) == "file":
+        status = local_path(uri).stat()
+        return Stamp(status.st_size, f"{status.st_mtime_ns}:{status.st_ino}")
+    fs, path = filesystem(uri)
+    info = asked(uri, lambda: fs.info(path))
+    version = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime")
+    return Stamp(int(info.get("size") or 0), str(version or "").strip('"'))
+
+
+def sure_stamp(uri: str) -> Stamp:
+    """The stamp that storage gives twice in a row: what is decided by one stamp alone asks for it.
+
+    Raises:
+        FileNotFoundError: There is no such object.
+        StorageUnavailableError: Storage does not answer now, or otherwise each time.
+    """
+    stamp = stamp_of(uri)
+    for _ in range(_STAMP_READINGS):
+        again = stamp_of(uri)
+        if again == stamp:
+            return stamp
+        stamp = again
+    raise StorageUnavailableError(f"the storage of {uri} gives another version each time")

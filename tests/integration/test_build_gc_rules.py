@@ -1,0 +1,253 @@
+"""Gc keeps what is pointed at, held or used; what goes leaves nothing that points at it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from workbench import record, write_manifest
+
+import earwitness
+from earwitness.build.batch import Decided, write_segment
+from earwitness.build.gc import find_garbage, remove_garbage
+from earwitness.build.layout import Build, shard_path, work_path
+from earwitness.build.lease import lease
+from earwitness.build.persist import persist_shard
+from earwitness.build.plan import plan_build
+from earwitness.build.prepare import resolve_settings
+from earwitness.build.publish import latest_build, publish_build
+from earwitness.build.resolve import read_shard
+from earwitness.cache import ClipSighting, outcome_cache
+from earwitness.cache.tables import outcome_table
+from earwitness.errors import BuildNotFoundError
+from earwitness.identity import ModelIdentity, cache_key
+from earwitness.records import Answer, HeardClip, Outcome, Reason, Rejection, Stage
+from earwitness.settings import BuildSettings, LayoutSettings
+from earwitness.storage import Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from earwitness.build.gc import Garbage
+
+HEARD = (HeardClip("a" * 64, 1.5, 1.5),)
+SILENT = Rejection(Stage.DECODE, Reason.SILENT, "silent")
+LONG_AGO_S = 1_600_000_000
+
+
+def name(day: int) -> str:
+    return f"b-202611{day:02d}T000000Z-aaaaaa"
+
+
+def said(text: str, max_tokens: int = 256) -> Outcome:
+    key = hashlib.sha256(text.encode()).hexdigest()
+    return Outcome(key, Answer(text, "stop", 10, 3), None, HEARD, max_tokens)
+
+
+def planned(folder: Path, rows: int = 1, *, name: str) -> Build:
+    records = [record("x.wav", id=row) for row in range(rows)]
+    manifest = write_manifest(folder / "manifest.jsonl", records)
+    settings = BuildSettings(
+        manifest=str(manifest),
+        output=str(folder / "out"),
+        max_rejected=1,
+        layout=LayoutSettings(shard_rows=100),
+    )
+    build = Build(settings.output, name)
+    started = datetime.strptime(name.split("-")[1], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    model = ModelIdentity("declared", "stand-in", "")
+    plan_build(build, resolve_settings(settings), model, started)
+    return build
+
+
+def finish(build: Build, decided: list[Decided], sightings: list[ClipSighting]) -> None:
+    write_segment(build, f"{work_path(0)}/resolved.parquet", [], [])
+    write_segment(build, f"{work_path(0)}/batch-00000-0.parquet", decided, sightings)
+    persist_shard(build, 0)
+    publish_build(build)
+
+
+def publish(folder: Path, day: int, texts: list[str], *, reused: tuple[str, ...] = ()) -> Build:
+    """A published build with one shard of answers."""
+    build = planned(folder, rows=len(texts), name=name(day))
+    rows = [Decided(row, said(text), text in reused) for row, text in enumerate(texts)]
+    finish(build, rows, [ClipSighting(str(folder / "x.wav"), "1:e", "a" * 64)])
+    return build
+
+
+def collect(folder: Path, keep: int = 1) -> Garbage:
+    garbage = find_garbage(str(folder / "out"), keep=keep)
+    assert remove_garbage(garbage)
+    return garbage
+
+
+def known(folder: Path, *texts: str) -> list[str]:
+    cache = outcome_cache(Store(str(folder / "out/cache")))
+    found = cache.find([bytes.fromhex(said(text).cache_key) for text in texts])
+    return sorted(row["answer"] for row in found.values())
+
+
+def days(folder: Path) -> list[int]:
+    return sorted(int(path.name[8:10]) for path in (folder / "out/builds").iterdir())
+
+
+def age(build: Build) -> None:
+    for path in build.store.entries():
+        os.utime(build.store.uri(path), (LONG_AGO_S, LONG_AGO_S))
+
+
+def test_the_newest_builds_stay_and_load_and_so_does_the_one_pointed_at(tmp_path: Path):
+    for day in range(1, 6):
+        publish(tmp_path, day, ["one", f"of day {day}"], reused=("one",) if day > 1 else ())
+    rolled_back = {"build": name(2), "planned_at": "2026-11-02T00:00:00+00:00"}
+    Store(str(tmp_path / "out")).write_bytes("latest.json", json.dumps(rolled_back).encode())
+    garbage = collect(tmp_path, keep=2)
+    assert [one.id for one in garbage.builds] == [name(1), name(3)]
+    assert garbage.bytes > 0
+    assert days(tmp_path) == [2, 4, 5]
+    assert list(earwitness.load(str(tmp_path / "out"))["answer"]) == ["one", "of day 2"]
+    # what the first build answered is used; what the third one answered is not
+    texts = [f"of day {day}" for day in range(1, 6)]
+    assert known(tmp_path, "one", *texts) == ["of day 1", "of day 2", "of day 4", "of day 5", "one"]
+    again = find_garbage(str(tmp_path / "out"), keep=2)
+    assert (again.builds, again.outcomes.names, again.clips.names) == ((), (), ())
+
+
+def test_finding_garbage_changes_nothing(tmp_path: Path):
+    for day in (1, 2):
+        publish(tmp_path, day, [f"of day {day}"])
+    store = Store(str(tmp_path / "out"))
+    before = store.entries()
+    garbage = find_garbage(str(tmp_path / "out"), keep=1)
+    assert (len(garbage.builds), len(garbage.outcomes.names)) == (1, 1)
+    assert store.entries() == before
+
+
+def test_a_build_that_is_held_stays_whatever_its_age(tmp_path: Path):
+    old, _ = publish(tmp_path, 1, ["one"]), publish(tmp_path, 2, ["two"])
+    garbage = find_garbage(str(tmp_path / "out"), keep=1)
+    with lease(old):
+        assert find_garbage(str(tmp_path / "out"), keep=1).builds == ()
+        assert not remove_garbage(garbage)  # taken up since it was found
+    assert known(tmp_path, "one", "two") == ["one", "two"]
+    assert days(tmp_path) == [1, 2]
+
+
+def test_an_unpublished_build_goes_once_it_is_overtaken_and_left_alone(tmp_path: Path):
+    overtaken, recent = (planned(tmp_path, name=name(day)) for day in (1, 2))
+    publish(tmp_path, 3, ["three"])
+    ahead = planned(tmp_path, name=name(4))
+    age(overtaken)
+    age(ahead)
+    assert [one.id for one in collect(tmp_path).builds] == [overtaken.id]
+    assert recent.store.exists("plan.json")
+    assert ahead.store.exists("plan.json")
+
+
+def test_a_folder_without_a_plan_goes_when_it_is_old_and_keeps_the_cache_until_then(tmp_path: Path):
+    for day in (1, 2):
+        publish(tmp_path, day, [f"of day {day}"])
+    killed = Build(str(tmp_path / "out"), name(3))
+    killed.store.write_bytes(shard_path(0), b"{}")
+    garbage = collect(tmp_path)
+    assert ([one.id for one in garbage.builds], garbage.outcomes.names) == ([name(1)], ())
+    assert "being planned" in garbage.note
+    age(killed)
+    garbage = collect(tmp_path)
+    assert ([one.id for one in garbage.builds], len(garbage.outcomes.names)) == ([name(3)], 1)
+    assert days(tmp_path) == [2]
+
+
+@pytest.mark.parametrize("left", [("build.json", "data"), ("data",), ()])
+def test_a_build_that_a_killed_gc_left_half_removed_goes_next_time(tmp_path: Path, left):
+    build, _ = publish(tmp_path, 1, ["one"]), publish(tmp_path, 2, ["two"])
+    build.store.write_bytes("gc.json", b"{}")
+    build.store.delete(
+        path for path in build.store.sizes() if not path.startswith(("gc.json", *left))
+    )
+    assert [one.why for one in collect(tmp_path).builds] == ["half removed by an earlier gc"]
+    assert days(tmp_path) == [2]
+
+
+def test_a_remembered_rejection_stays_as_long_as_a_build_has_the_row(tmp_path: Path):
+    for day, rows in ((1, 1), (2, 1), (3, 0)):
+        build = planned(tmp_path, rows=rows + 1, name=name(day))
+        first, *rest = read_shard(build, 0)
+        key = cache_key(["a" * 64], first.messages, build.plan.question_digest)
+        refused = Outcome(key, None, SILENT, HEARD, 256)
+        decided = [Decided(first.row, refused if rows else said("mended"), reused=day == 2)]
+        decided += [Decided(row.row, said("other"), reused=day > 1) for row in rest]
+        finish(build, decided, [ClipSighting(first.clips[0], "1:e", "a" * 64)] * (day < 3))
+        lost = collect(tmp_path).outcomes.names
+        assert [one[:10] for one in lost] == (["2026-11-01"] if day == 3 else [])
+
+
+@pytest.mark.parametrize(("limit", "goes"), [(256, True), (9, False)])
+def test_an_outcome_stays_beside_a_newer_one_under_another_limit(tmp_path: Path, limit, goes):
+    build, _ = publish(tmp_path, 1, ["one"]), publish(tmp_path, 2, ["one"], reused=("one",))
+    newer = f"2026-11-01T120000+0000-{build.id}.shard-00000"
+    build.outcomes.write(newer, outcome_table([said("one", limit)]))
+    names = collect(tmp_path).outcomes.names
+    assert [one[:17] for one in names] == (["2026-11-01T000000"] if goes else [])
+
+
+def test_a_reader_with_an_old_index_takes_a_removed_segment_for_a_miss(tmp_path: Path):
+    for day in (1, 2):
+        publish(tmp_path, day, [f"of day {day}"])
+    reader = outcome_cache(Store(str(tmp_path / "out/cache")))
+    pointer = (tmp_path / "out/cache/outcomes/index.json").read_bytes()
+    keys = [bytes.fromhex(said(f"of day {day}").cache_key) for day in (1, 2)]
+    assert len(reader.find(keys)) == 2
+    collect(tmp_path)
+    # another build's merge puts the pointer back as it read it
+    (tmp_path / "out/cache/outcomes/index.json").write_bytes(pointer)
+    assert [row["answer"] for row in reader.find(keys).values()] == ["of day 2"]
+    fresh = outcome_cache(Store(str(tmp_path / "out/cache")))
+    assert [row["answer"] for row in fresh.find(keys).values()] == ["of day 2"]
+    fresh.merge()
+    assert (
+        len(json.loads((tmp_path / "out/cache/outcomes/index.json").read_bytes())["segments"]) == 1
+    )
+
+
+def test_look_ups_and_merges_go_on_while_gc_removes_segments(tmp_path: Path):
+    for day in range(1, 9):
+        publish(tmp_path, day, ["one", f"of day {day}"], reused=("one",) if day > 1 else ())
+    stop = threading.Event()
+
+    def read() -> int:
+        turns = 0
+        while not stop.is_set() or turns < 3:
+            assert known(tmp_path, "one", "of day 7", "of day 8") == ["of day 7", "of day 8", "one"]
+            outcome_cache(Store(str(tmp_path / "out/cache"))).merge()
+            turns += 1
+        return turns
+
+    with ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        for keep in (7, 5, 3, 2):
+            collect(tmp_path, keep)
+        stop.set()
+        assert all(reader.result() >= 3 for reader in readers)
+    assert known(tmp_path, *(f"of day {day}" for day in range(2, 9))) == ["of day 7", "of day 8"]
+
+
+def test_nothing_built_is_an_error_and_nothing_published_keeps_the_cache(tmp_path: Path):
+    with pytest.raises(BuildNotFoundError, match="no build"):
+        find_garbage(str(tmp_path))
+    planned(tmp_path, name=name(1))
+    assert find_garbage(str(tmp_path / "out")).note == "nothing is published"
+
+
+def test_latest_stays_right_when_only_one_build_is_kept(tmp_path: Path):
+    # planned one after the other, the second time by a clock that was set back
+    for day in (2, 1):
+        publish(tmp_path, day, ["one"])
+    collect(tmp_path)
+    assert (days(tmp_path), latest_build(str(tmp_path / "out"))) == ([1], name(1))

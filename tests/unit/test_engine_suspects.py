@@ -1,0 +1,154 @@
+"""Verdicts: who killed it alone did it, who asks the same shares the verdict, others do not."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from earwitness.engine.lanes import Lane, Lanes
+from earwitness.engine.pulse import Pulse
+from earwitness.engine.replies import Setback, Trouble
+from earwitness.engine.suspects import Case, Judge
+from earwitness.errors import EngineUnavailableError
+from earwitness.records import Reason
+
+
+class Keeper:
+    """A keeper that is told how its engine is."""
+
+    kills_to_convict = 1
+
+    def __init__(self, lanes, pulse=Pulse.ANSWERS, *, dead=False):
+        self.lanes, self.shows, self.dead = lanes, pulse, dead
+        self.revived = []
+        self.explained = set()
+
+    async def start(self):
+        raise NotImplementedError
+
+    async def died(self, _lane):
+        return self.dead
+
+    async def pulse(self, _lane):
+        return self.shows
+
+    def revive(self, lane, why=""):
+        self.revived.append(why)
+        lane.hung = bool(why)
+        lane.deaths += 1
+
+    def explain(self, deaths):
+        self.explained |= deaths
+
+    async def close(self):
+        raise NotImplementedError
+
+
+class Question:
+    def __init__(self, text):
+        self.text = text
+
+    def encoded(self, _model, *, inline):
+        assert inline, "two runs keep the same clip in two places"
+        return self.text
+
+
+@pytest.fixture
+def court():
+    lanes = Lanes([Lane(None)], room=4)
+    lanes.mark_up(lanes.all[0])
+    keeper = Keeper(lanes)
+    return Judge(lanes, keeper, busy_timeout_s=0.0), keeper, lanes.all[0]
+
+
+async def settle(court, case, trouble):
+    judge, _, lane = court
+    return await judge.settle(Setback(trouble), case, lane, deaths=lane.deaths)
+
+
+async def alone(court, case, trouble=Trouble.BROKEN):
+    """The second death, with nobody else there."""
+    assert await settle(court, case, trouble) is None
+    assert case.home is court[2]
+    court[2].up = True
+    await court[0].known(Question(b"poison"), case)
+    return await settle(court, case, trouble)
+
+
+async def test_who_kills_it_alone_did_it(court):
+    court[1].dead = True
+    verdict = await alone(court, Case())
+    assert (verdict.reason, verdict.transient) == (Reason.ENGINE_CRASH, False)
+
+
+async def test_who_hangs_it_alone_is_tried_again_another_day(court):
+    court[1].shows = Pulse.NONE
+    verdict = await alone(court, Case(), Trouble.TIMEOUT)
+    assert (verdict.reason, verdict.transient) == (Reason.ENGINE_TIMEOUT, True)
+    assert len(court[1].revived) == 2
+
+
+async def test_who_only_lost_its_connections_before_is_not_blamed_for_the_first_death(court):
+    case = Case()
+    for _ in range(2):
+        assert await settle(court, case, Trouble.BROKEN) is None
+    assert case.home is court[2]
+    court[1].dead = True
+    assert await settle(court, case, Trouble.BROKEN) is None
+    assert (await settle(court, case, Trouble.BROKEN)).reason is Reason.ENGINE_CRASH
+
+
+async def test_who_asked_the_same_before_the_verdict_shares_it(court):
+    court[1].dead = True
+    same, other = Case(), Case()
+    verdict = await alone(court, Case())
+    assert await court[0].known(Question(b"poison"), same) == verdict
+    assert await court[0].known(Question(b"innocent"), other) is None
+
+
+async def test_who_asks_after_the_verdict_is_heard(court):
+    court[1].dead = True
+    await alone(court, Case())
+    assert await court[0].known(Question(b"poison"), Case()) is None
+
+
+async def test_a_time_out_is_the_records_fault_only_where_the_engine_answers(court):
+    verdict = await settle(court, Case(), Trouble.TIMEOUT)
+    assert verdict.reason is Reason.ENGINE_TIMEOUT
+    assert court[1].revived == []
+
+
+@pytest.mark.parametrize("trouble", [Trouble.GARBAGE, Trouble.SERVER_ERROR])
+async def test_no_record_is_given_up_by_an_engine_that_answers_nobody(court, trouble):
+    court[1].shows = Pulse.NONE
+    case = Case()
+    for _ in range(5):
+        assert await settle(court, case, trouble) is None
+    assert len(court[1].revived) == 1
+
+
+async def test_a_request_that_failed_tries_once_more_when_the_engine_answers(court):
+    case = Case()
+    for _ in range(5):
+        assert await settle(court, case, Trouble.GARBAGE) is None
+    verdict = await settle(court, case, Trouble.GARBAGE)
+    assert (verdict.reason, verdict.transient) == (Reason.ENGINE_UNAVAILABLE, True)
+
+
+async def test_an_engine_without_room_for_anybody_is_unavailable(court):
+    court[1].shows = Pulse.BUSY
+    with pytest.raises(EngineUnavailableError, match="no room"):
+        await settle(court, Case(), Trouble.BUSY)
+
+
+async def test_a_busy_engine_is_left_alone_as_long_as_it_asks(court):
+    judge, _, lane = court
+    busy = Setback(Trouble.BUSY, retry_after_s=30)
+    await judge.settle(busy, Case(), lane, deaths=0)
+    assert 25 < lane.resting_until_s - time.monotonic() <= 30
+
+
+async def test_one_for_whom_alone_there_is_no_room_is_a_transient_rejection(court):
+    verdict = await settle(court, Case(), Trouble.BUSY)
+    assert (verdict.reason, verdict.transient) == (Reason.ENGINE_UNAVAILABLE, True)

@@ -120,7 +120,8 @@ def _stale(processes: Mapping[int, _Process]) -> list[str]:
     told = []
     for process in processes.values():
         above = _ancestors(process, processes)
-        guarded = any(guardian.__file__ in one.command for one in above)
+        # the guardian's own command names the engine's: it sees to its end itself
+        guarded = any(guardian.__file__ in one.command for one in (process, *above))
         served = any(_API_SERVER.search(one.command) for one in above)
         launched = f"{LAUNCHER} serve" in process.command
         orphan = _ENGINE_PART.match(process.command) is not None and not served

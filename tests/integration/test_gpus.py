@@ -28,6 +28,7 @@ case "$1" in
 esac
 exit {status}
 """
+TITLES = ["VLLM::EngineCore", f"{sys.executable} {LAUNCHER} serve"]
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def _refused(said: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("title", ["VLLM::EngineCore", f"{sys.executable} {LAUNCHER} serve"])
+@pytest.mark.parametrize("title", TITLES)
 def test_an_engine_whose_owner_is_gone_is_named(title: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     orphan = subprocess.Popen(_command(title))
@@ -110,11 +111,12 @@ def test_an_engine_whose_owner_is_gone_is_named(title: str, monkeypatch: pytest.
         orphan.wait()
 
 
+@pytest.mark.parametrize("title", TITLES)
 def test_an_engine_that_has_its_owner_is_none_of_our_concern(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    owned = start_guarded(_command("VLLM::EngineCore"), log_path=tmp_path / "log")
+    owned = start_guarded(_command(title), log_path=tmp_path / "log")
     try:
         time.sleep(0.5)
         check_gpus(1)

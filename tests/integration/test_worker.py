@@ -55,10 +55,10 @@ def ask(folder: str, name: str, text: str):
 """
 
 
-def until(moment: Callable[[], Any], what: str) -> Any:
+def until(moment: Callable[[], Any], what: str, told: Callable[[], str] = str) -> Any:
     limit = time.monotonic() + LIMIT_S
     while not (found := moment()):
-        assert time.monotonic() < limit, f"it never came: {what}"
+        assert time.monotonic() < limit, f"it never came: {what}\n{told()}"
         time.sleep(0.1)
     return found
 
@@ -117,6 +117,25 @@ class Pool:
 
         return str(self._call(read).state.name)
 
+    def history(self, run: str) -> str:
+        """Its states so far, for who must find out what went wrong."""
+
+        async def read(client: Any) -> Any:
+            return await client.read_flow_run_states(run)
+
+        told = sorted(self._call(read), key=lambda state: state.timestamp)
+        return "\n".join(f"{one.timestamp} {one.name} {one.message or ''}" for one in told)
+
+    def reaches(self, run: str, *names: str) -> str:
+        """Wait for one of some states."""
+        return str(
+            until(
+                lambda: (name := self.state(run)) in names and name,
+                f"{' or '.join(names)}",
+                lambda: self.history(run),
+            )
+        )
+
     def retry(self, run: str) -> None:
         """What the UI's Retry button does."""
 
@@ -157,6 +176,7 @@ class Worker:
             "EARWITNESS_SCRATCH": str(folder / "scratch"),
             "XDG_STATE_HOME": str(folder / "state"),
             "PREFECT_WORKER_QUERY_SECONDS": "0.5",
+            "PREFECT_LOGGING_LEVEL": "INFO",
             "PYTHONPATH": str(folder),
         }
         with self.log.open("wb") as log:
@@ -226,9 +246,9 @@ def test_a_worker_lends_its_engine_and_ends_in_order(
     os.kill(pool.pid("killed"), signal.SIGKILL)
     os.kill(parent(pool.pid("beheaded")), signal.SIGKILL)
     pool.go("quick")
-    until(lambda: pool.state(killed) == "Crashed", "the crash of the killed run")
-    until(lambda: pool.state(beheaded) == "Crashed", "the crash of the beheaded run")
-    until(lambda: pool.state(quick) == "Completed", "the end of the quick run")
+    pool.reaches(killed, "Crashed")
+    pool.reaches(beheaded, "Crashed")
+    pool.reaches(quick, "Completed")
     assert pool.answer("quick").startswith("stand-in:")
     pool.pid("slow")
     pool.pid("endless")
@@ -237,7 +257,7 @@ def test_a_worker_lends_its_engine_and_ends_in_order(
     until(lambda: "told to stop" in worker.log.read_text(), "its taking note")
     late = pool.start("late")
     pool.go("slow")
-    until(lambda: pool.state(slow) == "Completed", "the end of the slow run")
+    pool.reaches(slow, "Completed")
     worker.process.send_signal(signal.SIGTERM)
     assert worker.end() == 0
     assert pool.state(slow) == "Completed"
@@ -252,12 +272,11 @@ def test_a_run_retried_while_its_failed_process_still_ends_is_run_again(
 ):
     run = pool.start("again", text="fail")
     worker = start_worker("--limit", "2")
-    until(lambda: pool.state(run) == "Failed", "its failure")
+    pool.reaches(run, "Failed")
     pool.retry(run)
     pool.go("again")
     pool.pid("again")
-    until(lambda: pool.state(run) in {"Completed", "Crashed"}, "its second end")
-    assert pool.state(run) == "Completed"
+    assert pool.reaches(run, "Completed", "Crashed") == "Completed", pool.history(run)
     worker.process.send_signal(signal.SIGTERM)
     assert worker.end() == 0
 

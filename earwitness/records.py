@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 Json = dict[str, Any]
 
@@ -181,9 +181,8 @@ class Outcome:
     max_model_len: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedRow:
-    """One line of a frozen plan.
+class PlannedRow(NamedTuple):
+    """One line of a frozen plan; no dataclass, as a manifest has millions.
 
     Attributes:
         row: Position in the manifest, from 0.

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 import earwitness
 from earwitness.addresses import without_secrets
-from earwitness.build.layout import Build, Gates, ManifestFacts, Plan, ShardPlan, shard_path
+from earwitness.build.layout import (
+    Build,
+    Gates,
+    ManifestFacts,
+    Plan,
+    ShardPlan,
+    first_gates,
+    shard_path,
+)
 from earwitness.build.publish import latest_planned_at
 from earwitness.errors import BuildNotFoundError, ManifestError
 from earwitness.identity import question_digest
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
 
 _TELL_EVERY_ROWS = 5_000
 _HINT_ROWS = 20
+_WRITE_BYTES = 2**16
 _RESUMABLE_BUILDS = 50
 
 
@@ -134,7 +143,7 @@ def plan_build(
         rows=sum(shard.rows for shard in shards),
         shards=tuple(shards),
     )
-    build.set_gates(Gates(max_rejected=settings.max_rejected))
+    build.set_gates(first_gates(settings))
     build.store.write_bytes("plan.json", plan.to_bytes())
     return plan
 
@@ -196,9 +205,9 @@ def _linted(
     source: ManifestSource, linter: Linter, fields: SchemaBuilder
 ) -> Iterator[tuple[PlannedRow, bytes]]:
     for line in source:
-        planned, text = linter.plan(line)
+        planned, text, signature = linter.plan(line)
         if planned.rejection is None and planned.record is not None:
-            fields.add(planned.record, len(text))
+            fields.add(planned.record, len(text), signature)
         if source.rows % _TELL_EVERY_ROWS == 0:
             tell(Planning(source.rows))
         yield planned, text
@@ -228,13 +237,25 @@ def _write_shard(
     digest = hashlib.sha256()
     first, count, rejected = -1, 0, 0
     with scratch_folder() as folder, (folder / "rows").open("wb") as file:
+        waiting, size = list[bytes](), 0
+
+        def write() -> None:
+            lines = b"\n".join([*waiting, b""])
+            digest.update(lines)
+            file.write(lines)
+            waiting.clear()
+
         for planned, text in rows:
             first = planned.row if first < 0 else first
             count += 1
             rejected += planned.rejection is not None
-            line = text + b"\n"
-            digest.update(line)
-            file.write(line)
+            waiting.append(text)
+            size += len(text)
+            if size > _WRITE_BYTES:
+                write()
+                size = 0
+        if waiting:
+            write()
         if not count:
             return None
         file.flush()

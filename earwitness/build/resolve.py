@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
-from itertools import islice
-from typing import TYPE_CHECKING
+from itertools import chain, islice
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 
@@ -32,17 +32,19 @@ from earwitness.build.layout import shard_mark, shard_path, work_path
 from earwitness.build.stages import key_rows, recall_rows
 from earwitness.cache.tables import sighting_from_row, uri_key
 from earwitness.errors import BuildDamagedError
-from earwitness.manifest.planned import parse_plan_line
+from earwitness.manifest.planned import parse_asked, parse_clips, parse_plan_line
 from earwitness.records import Reason, Rejection, Stage, Stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from earwitness.build.layout import Build
     from earwitness.records import PlannedRow
     from earwitness.runtime import Runtime
 
     Stamps = dict[str, Stamp | Rejection | None]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,17 @@ class Resolved:
 
 
 def read_shard(build: Build, shard: int) -> Iterator[PlannedRow]:
-    """The planned rows of a shard, in order.
+    """The planned rows of a shard, in order; see `read_lines`."""
+    return read_lines(build, shard, parse_plan_line)
+
+
+def read_lines(build: Build, shard: int, parse: Callable[[bytes], T]) -> Iterator[T]:
+    """What a shard's planned rows hold, in order.
+
+    Args:
+        build: A planned build.
+        shard: Number of the shard.
+        parse: What makes of a line what is wanted of it.
 
     Raises:
         BuildDamagedError: After the last row: they are not the ones that were planned.
@@ -76,7 +88,7 @@ def read_shard(build: Build, shard: int) -> Iterator[PlannedRow]:
     with build.store.open(shard_path(shard)) as file:
         for line in file:
             digest.update(line)
-            yield parse_plan_line(line.rstrip(b"\n"))
+            yield parse(line)
     if digest.hexdigest() != build.plan.shards[shard].sha256:
         raise BuildDamagedError(f"{build.store.uri(shard_path(shard))} was changed after planning")
 
@@ -99,11 +111,11 @@ def resolve_shard(runtime: Runtime, build: Build, shard: int) -> Resolved:
     path = f"{work_path(shard)}/resolved.parquet"
     if build.store.exists(path):
         return _resume(runtime, build, shard)
-    uris = dict.fromkeys(uri for row in read_shard(build, shard) for uri in row.clips)
+    uris = dict.fromkeys(chain.from_iterable(read_lines(build, shard, parse_clips)))
     stamps: Stamps = runtime.run(stat_clips(list(uris), access=runtime.access))
     batches = _Batches(runtime, BatchRef(build.uri, shard, 0, 0), _batch_rows(build))
     tables: list[pa.Table] = []
-    asked = (row for row in read_shard(build, shard) if row.rejection is None)
+    asked = (row for row in read_lines(build, shard, parse_asked) if row.rejection is None)
     while chunk := list(islice(asked, SEGMENT_GROUP_ROWS)):
         batch = _as_batch(chunk)
         _look_up(build, shard, batch, stamps)
@@ -119,7 +131,8 @@ def resolve_shard(runtime: Runtime, build: Build, shard: int) -> Resolved:
     parts = json.dumps(batches.parts).encode()
     build.store.write_bytes(f"{work_path(shard)}/batches.json", parts)
     decided = pa.concat_tables([decided_table([]), *tables]).combine_chunks()
-    write_segment(build, path, decided, [])
+    with runtime.booked() as booking:  # next to nothing, but it says whose attempt this is
+        write_segment(build, path, decided, [], booking)
     return _resolved(build, shard, [], batches.refs)
 
 
@@ -183,7 +196,8 @@ def _resume(runtime: Runtime, build: Build, shard: int) -> Resolved:
     size, last = _batch_rows(build), max([len(parts) - 1, *finished])
     for count, start in enumerate(range(0, len(again), size), start=1):
         todo[last + count] = again[start : start + size]
-    refs = _gather(runtime, BatchRef(build.uri, shard, 0, 0), read_shard(build, shard), todo)
+    planned = read_lines(build, shard, parse_asked)
+    refs = _gather(runtime, BatchRef(build.uri, shard, 0, 0), planned, todo)
     found = _resolved(build, shard, list(finished.values()), refs)
     refused = sum(asked.values()) - answered
     return replace(found, generated=answered, rejected=found.rejected + refused)

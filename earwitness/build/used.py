@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from earwitness.build.resolve import read_shard
+from earwitness.build.resolve import read_lines
 from earwitness.cache.index import prefixes
 from earwitness.cache.tables import sighting_from_row, uri_key
 from earwitness.errors import BuildDamagedError
 from earwitness.identity import cache_key
+from earwitness.manifest.planned import parse_asked
 from earwitness.records import Stage
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class _Shard:
             self._keys += self._answered(receipt)
             open_rows = set(self._refused(receipt))
         if clips_too or open_rows is None or open_rows:
-            planned = read_shard(self._build, self._shard)
+            planned = read_lines(self._build, self._shard, parse_asked)
             while chunk := list(islice(planned, _CHUNK_ROWS)):
                 uris = dict.fromkeys(uri for row in chunk for uri in row.clips)
                 clips.append(prefixes([uri_key(uri) for uri in uris]))

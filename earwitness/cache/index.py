@@ -43,12 +43,17 @@ class Keys:
 
     def locate(self, wanted: NDArray[np.uint64]) -> list[tuple[int, str, int]]:
         """(index into wanted, segment name, position) for every possible match."""
-        first = np.searchsorted(self.prefix, wanted, side="left")
-        last = np.searchsorted(self.prefix, wanted, side="right")
+        # in order: neighbours are near each other in memory, which is most of the time it takes
+        order = np.argsort(wanted)
+        first = np.searchsorted(self.prefix, wanted[order], side="left")
+        last = np.searchsorted(self.prefix, wanted[order], side="right")
+        hits = np.nonzero(last > first)[0]
         return [
-            (int(i), self.segments[self.segment[at]], int(self.position[at]))
-            for i in np.nonzero(last > first)[0]
-            for at in range(first[i], last[i])
+            (i, self.segments[self.segment[at]], int(self.position[at]))
+            for i, start, end in zip(
+                order[hits].tolist(), first[hits].tolist(), last[hits].tolist(), strict=True
+            )
+            for at in range(start, end)
         ]
 
     def without(self, gone: Collection[str]) -> Keys:

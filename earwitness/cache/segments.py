@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +51,8 @@ _STRAY_INDEX_S = 3600.0
 class SegmentCache:
     """A table from 32-byte keys to rows, on any storage, shared by all builds of an output.
 
+    Safe for threads; what was read of an index or a segment is kept for the next look-up.
+
     Args:
         store: Folder of this table.
         columns: The table's columns besides `key`.
@@ -59,6 +62,7 @@ class SegmentCache:
         self._store = store
         self.schema = pa.schema([pa.field("key", pa.binary(32)), *columns])
         self._known: dict[str, Keys] = {}
+        self._reading_index = threading.Lock()
 
     @contextmanager
     def writer(self, name: str) -> Iterator[SegmentWriter]:
@@ -125,8 +129,10 @@ class SegmentCache:
 
     def _all_keys(self, segments: list[str]) -> list[Keys]:
         keys, covered = self._indexed()
-        fresh = [self._segment_keys(name) for name in segments if name not in covered]
-        return [keys, *fresh] if keys is not None else fresh
+        fresh = [name for name in segments if name not in covered]
+        with ThreadPoolExecutor(_READERS) as pool:
+            read = list(pool.map(self._segment_keys, fresh))
+        return [keys, *read] if keys is not None else read
 
     def _indexed(self) -> tuple[Keys | None, set[str]]:
         """The current index, and the segments it covers."""
@@ -214,14 +220,15 @@ class SegmentCache:
         )
 
     def _index_keys(self, pointer: Pointer) -> Keys:
-        known = self._known.get(pointer.index)
-        if known is None:
-            known = read_index(self._store, pointer)
-            self._known = {
-                name: keys for name, keys in self._known.items() if not name.startswith("index-")
-            }
-            self._known[pointer.index] = known
-        return known
+        with self._reading_index:  # batches ask at the same moment: one reads it for all
+            known = self._known.get(pointer.index)
+            if known is None:
+                known = read_index(self._store, pointer)
+                for name in list(self._known):
+                    if name.startswith("index-"):
+                        self._known.pop(name)
+                self._known[pointer.index] = known
+            return known
 
     def _segment_keys(self, name: str) -> Keys:
         known = self._known.get(name)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from earwitness.cache.segments import SegmentCache
 from earwitness.records import Answer, HeardClip, Outcome, Reason, Rejection, Stage
+from earwitness.storage import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from earwitness.storage import Store
 
 HEARD_CLIPS: Any = pa.list_(
     pa.struct([("sha256", pa.string()), ("duration_s", pa.float64()), ("heard_s", pa.float64())])
@@ -71,6 +71,20 @@ def outcome_cache(store: Store) -> SegmentCache:
 def clip_cache(store: Store) -> SegmentCache:
     """The clip table of an output's `cache/` folder."""
     return SegmentCache(store.sub("clips"), SIGHTING_COLUMNS)
+
+
+@lru_cache(maxsize=4)
+def shared_tables(output: str) -> tuple[SegmentCache, SegmentCache]:
+    """An output's two tables, outcomes and clips: the same for all tasks of a process.
+
+    What was read of an index or a segment never changes, and is not read again for the next batch:
+    in a first build every batch looks into all segments that are there so far.
+
+    Args:
+        output: Folder or URL datasets are published under.
+    """
+    store = Store(output).sub("cache")
+    return outcome_cache(store), clip_cache(store)
 
 
 def uri_key(uri: str) -> bytes:

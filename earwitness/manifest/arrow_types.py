@@ -9,9 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from earwitness.manifest.shape import MAX_KEYS
-
-EXACT = 2**53
-"""Integers up to here survive as a double."""
+from earwitness.manifest.signature import EXACT
 
 
 def leaves(kind: pa.DataType, path: str = "") -> list[tuple[str, pa.DataType]]:
@@ -92,6 +90,12 @@ def is_storable(kind: pa.DataType) -> bool:
     return not any(
         pa.types.is_struct(inner) and inner.num_fields == 0 for inner in _all_types(kind)
     )
+
+
+def common_type(one: Any, other: Any) -> Any:
+    """The type that holds the values of two; raises what pyarrow raises where there is none."""
+    pair = [pa.schema([("", one)]), pa.schema([("", other)])]
+    return pa.unify_schemas(pair, promote_options="permissive").field(0).type
 
 
 def without_nulls(kind: pa.DataType) -> pa.DataType:

@@ -48,6 +48,8 @@ class ClipResolver:
         # clips lie many to a folder and to a host: joining and judging is paid once for each
         self._folders: dict[str, str] = {}
         self._starts: dict[str, str | None] = {}
+        # schemes of which nothing but the name is judged, as they were written
+        self._plain: set[str] = set()
 
     def resolve(self, record: Json) -> tuple[str, ...]:
         """The record's clips.
@@ -62,6 +64,8 @@ class ClipResolver:
             BadRecordError: The record has no audio, or something else in its place.
         """
         value = record.get(self._column)
+        if type(value) is list and len(value) == 1:
+            return (self._absolute(value[0]),)
         if value is None or value == []:
             state = "empty" if value == [] else "missing" if self._column not in record else "null"
             _reject(Reason.NO_AUDIO, f"field {self._column!r} is {state}")
@@ -74,8 +78,7 @@ class ClipResolver:
                 Reason.TOO_MANY_CLIPS,
                 f"field {self._column!r} names {len(uris)} clips, more than {self._max_clips}",
             )
-        absolute = self._absolute
-        return (absolute(uris[0]),) if len(uris) == 1 else tuple([absolute(uri) for uri in uris])
+        return tuple([self._absolute(uri) for uri in uris])
 
     def _absolute(self, uri: Any) -> str:
         if not isinstance(uri, str) or not uri or uri.isspace():
@@ -83,10 +86,12 @@ class ClipResolver:
             _reject(Reason.BAD_AUDIO, f"field {self._column!r} holds {what} where a URI has to be")
         if "\0" in uri:
             _reject(Reason.BAD_URI, f"field {self._column!r}: a URI with a NUL character in it")
-        if "://" in uri:
-            protocol = uri.partition("://")[0]
+        protocol, mark, _ = uri.partition("://")
+        if mark:
+            if protocol in self._plain:
+                return uri
             if _SCHEME.fullmatch(protocol):
-                return self._judged(protocol.lower(), uri)
+                return self._judged(protocol, uri)
         elif uri.startswith("data:"):
             _reject(
                 Reason.BAD_URI, f"field {self._column!r}: audio inside the manifest ({uri[:40]})"
@@ -104,8 +109,9 @@ class ClipResolver:
             _remember(self._folders, folder, base)
         return base + name
 
-    def _judged(self, protocol: str, uri: str) -> str:
+    def _judged(self, scheme: str, uri: str) -> str:
         """A full address, unless it is known already that it will not be opened."""
+        protocol = scheme.lower()
         if not _is_read(protocol):
             _reject(
                 Reason.BAD_URI,
@@ -119,6 +125,8 @@ class ClipResolver:
             folder, _, name = uri.rpartition("/")
             plain = _PLAIN_NAME.fullmatch(name) and len(folder) > len("file:///")
             self._check(self._known(folder) if plain else self._access.refusal(uri), uri)
+        elif len(self._plain) < _MAX_KNOWN:
+            self._plain.add(scheme)
         return uri
 
     def _known(self, start: str) -> str | None:

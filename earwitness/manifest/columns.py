@@ -8,6 +8,7 @@ the years 0 to 9999).
 from __future__ import annotations
 
 import base64
+import json
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, cast
@@ -70,6 +71,11 @@ def from_arrow_column(column: Any) -> list[Any]:
         return _time_texts(column)
     values: list[Any] = column.to_pylist()
     return values if _is_native(kind) else [_json_value(value) for value in values]
+
+
+def json_texts(values: list[Any]) -> list[str | None]:
+    """Values as JSON text, for a column of fields that have no one type."""
+    return [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
 
 
 def decoded_bytes(columns: Any) -> int:

@@ -50,9 +50,9 @@ def render(
     Raises:
         BadRecordError: The conversation breaks a rule; its rejection says which.
     """
-    text = _lone_question(conversation)
+    text = lone_question(conversation)
     if text is not None:
-        return _asked(text, clips, system_prompt)
+        return ask_text(text, clips, system_prompt)
     if conversation is None or conversation in ([], ""):
         if question is None:
             state = "missing" if conversation is None else "empty"
@@ -67,10 +67,13 @@ def render(
     return _messages(turns)
 
 
-def _lone_question(conversation: Any) -> str | None:
+def lone_question(conversation: Any) -> str | None:
     """The text of the commonest conversation, one question without marks; None for all others.
 
     Most manifests have nothing else: this keeps planning near the cost of parsing.
+
+    Args:
+        conversation: A record's conversation.
     """
     if not isinstance(conversation, list) or len(conversation) != 1:
         return None
@@ -83,7 +86,14 @@ def _lone_question(conversation: Any) -> str | None:
     return text
 
 
-def _asked(text: str, clips: int, system_prompt: str) -> tuple[Message, ...]:
+def ask_text(text: str, clips: int, system_prompt: str) -> tuple[Message, ...]:
+    """The messages of a lone question: all clips, then the text.
+
+    Args:
+        text: What is asked.
+        clips: How many clips there are.
+        system_prompt: Leads; empty: none.
+    """
     places: list[TextPart | AudioPart] = [{"type": "audio", "clip": clip} for clip in range(clips)]
     places.append({"type": "text", "text": text})
     question: Message = {"role": "user", "content": places}

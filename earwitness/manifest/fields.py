@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from earwitness.manifest.signature import Signature
     from earwitness.records import Json
 
 BUFFER_ROWS = 250
@@ -122,14 +122,14 @@ class OutputFields:
         """
         import pyarrow as pa
 
-        from earwitness.manifest.columns import to_arrow_column
+        from earwitness.manifest.columns import json_texts, to_arrow_column
 
         columns = []
         for field in self.schema:
             values = [record.get(field.name) for record in records]
             try:
                 if field.name in self.json_fields:
-                    columns.append(pa.array(_json_texts(values), field.type))
+                    columns.append(pa.array(json_texts(values), field.type))
                 else:
                     columns.append(to_arrow_column(values, field.type))
             except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
@@ -151,29 +151,39 @@ class SchemaBuilder:
 
     def __init__(self, schema: pa.Schema | None = None) -> None:
         self._own = schema
-        self._records: list[Json] = []
-        self._bytes = 0
+        # all records without a signature, and one of each signature, which stands for its like
+        self._records: list[tuple[Json, Signature | None]] = []
+        self._counts: dict[Signature, int] = {}
+        self._flushed: dict[Signature, int] = {}
+        self._room, self._bytes = BUFFER_ROWS, 0
         self._types: dict[str, pa.DataType] = {}
         self._json_text: set[str] = set()
         self._shapes = Shapes()
         # where an integer too large for a double was seen: field → paths inside its type
         self._large: dict[str, set[str]] = {}
 
-    def add(self, record: Json, size_bytes: int = 0) -> None:
+    def add(self, record: Json, size_bytes: int = 0, signature: Signature | None = None) -> None:
         """Take a record into account.
 
         Args:
             record: The manifest's fields.
             size_bytes: About its size, to bound the memory of buffered records.
+            signature: The record's, if it has one: equal ones mean equal types.
 
         Raises:
             ManifestError: The records have too many differently named fields for a table.
         """
         if self._own is not None:
             return
-        self._records.append(record)
-        self._bytes += size_bytes
-        if len(self._records) >= BUFFER_ROWS or self._bytes >= BUFFER_BYTES:
+        self._room -= 1
+        if signature is not None and signature in self._counts:
+            self._counts[signature] += 1
+        else:
+            self._records.append((record, signature))
+            self._bytes += size_bytes
+            if signature is not None:
+                self._counts[signature] = 1
+        if not self._room or self._bytes >= BUFFER_BYTES:
             self._flush()
 
     def finish(self) -> OutputFields:
@@ -207,10 +217,16 @@ class SchemaBuilder:
     def _flush(self) -> None:
         import pyarrow as pa
 
-        records, self._records, self._bytes = self._records, [], 0
+        counts, pairs = self._counts, self._records
+        self._records, self._counts, self._room, self._bytes = [], {}, BUFFER_ROWS, 0
+        if len(pairs) == len(counts) and counts == self._flushed:
+            return  # as many of the same signatures as the last time: nothing is new
+        self._flushed = counts if len(pairs) == len(counts) else {}
+        records = [record for record, _ in pairs]
         self._take_names(records)
         # what would take gigabytes as a column is set aside before one is made
-        self._json_text |= self._shapes.misfits(records)
+        times = [1 if signature is None else counts[signature] for _, signature in pairs]
+        self._json_text |= self._shapes.misfits(list(zip(records, times, strict=True)))
         whole = None
         if records and not self._json_text:
             # one pass in C++ over whole records, as long as no field is in conflict
@@ -242,6 +258,7 @@ class SchemaBuilder:
         import pyarrow as pa
 
         from earwitness.manifest.arrow_types import (
+            common_type,
             hides_booleans,
             holds_doubles,
             large_integers,
@@ -252,7 +269,7 @@ class SchemaBuilder:
             column = pa.array([record.get(name) for record in records])
         merged = self._types[name]
         if column.type != merged:
-            merged = _merged(merged, column.type)
+            merged = common_type(merged, column.type)
             if looks_like_map(merged):
                 raise ValueError(name)
         if holds_doubles(column.type) and hides_booleans(
@@ -263,13 +280,6 @@ class SchemaBuilder:
         large = large_integers(column)
         if large:
             self._large.setdefault(name, set()).update(large)
-
-
-def _merged(one: Any, other: Any) -> Any:
-    import pyarrow as pa
-
-    pair = [pa.schema([("", one)]), pa.schema([("", other)])]
-    return pa.unify_schemas(pair, promote_options="permissive").field(0).type
 
 
 def _parquet_fields(schema: pa.Schema) -> OutputFields:
@@ -286,7 +296,3 @@ def _parquet_fields(schema: pa.Schema) -> OutputFields:
             kind = pa.string()
         fields.append(pa.field(field.name, kind))
     return OutputFields(pa.schema(fields), tuple(json_fields))
-
-
-def _json_texts(values: list[Any]) -> list[str | None]:
-    return [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]

@@ -13,16 +13,23 @@ from earwitness.access import AccessPolicy
 from earwitness.addresses import parent_uri
 from earwitness.errors import BadRecordError
 from earwitness.manifest.clips import ClipResolver
-from earwitness.manifest.conversation import render
+from earwitness.manifest.conversation import ask_text, lone_question, render
 from earwitness.manifest.fields import CollisionCheck
 from earwitness.manifest.parse import parse_record
-from earwitness.manifest.planned import plan_line
+from earwitness.manifest.planned import own_bytes, plan_line
+from earwitness.manifest.signature import Signatures
 from earwitness.records import PlannedRow
 
 if TYPE_CHECKING:
+    from earwitness.manifest.signature import Signature
     from earwitness.manifest.source import RawLine
-    from earwitness.records import Json, Rejection
+    from earwitness.records import Json, Message, Rejection
     from earwitness.settings import BuildSettings
+
+
+_MAX_ASKED = 64
+_LONGEST_ASKED = 4096
+"""So many questions are kept as they were rendered: most manifests ask few, and short ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +107,9 @@ class Linter:
         self._resolve = ClipResolver(
             rules.audio_root, rules.audio_column, rules.max_clips, rules.access
         ).resolve
+        self._signatures = Signatures()
+        # (text, clips) of the commonest conversation → its messages, and these as JSON
+        self._asked: dict[tuple[str, int], tuple[tuple[Message, ...], bytes]] = {}
 
     def lint(self, line: RawLine) -> PlannedRow:
         """Judge one line.
@@ -115,20 +125,30 @@ class Linter:
         """
         return self.judge(line.row, line.text, line.record, line.rejection)[0]
 
-    def plan(self, line: RawLine) -> tuple[PlannedRow, bytes]:
+    def plan(self, line: RawLine) -> tuple[PlannedRow, bytes, Signature | None]:
         """Judge one line and write it for the frozen plan.
 
         Args:
             line: As `open_manifest` gives it.
 
         Returns:
-            The row and its line in the plan (see `plan_line`).
+            The row, its line in the plan (see `plan_line`), and its record's signature if it has
+            one.
 
         Raises:
             SettingsError: The record has a field named like one of ours.
         """
-        planned, raw = self.judge(line.row, line.text, line.record, line.rejection)
-        return planned, plan_line(raw, planned)
+        row, raw, record, rejection = line.row, line.text, line.record, line.rejection
+        quick = None if raw is None else self._signatures.parse(raw)
+        if quick is None:
+            planned, raw = self.judge(row, raw, record, rejection)
+            return planned, plan_line(raw, planned), None
+        record, signature = quick
+        if self._collisions.strip(record, row):
+            planned, messages = self._decide(row, record)
+            return planned, plan_line(None, planned, messages), None
+        planned, messages = self._decide(row, record)
+        return planned, plan_line(raw, planned, messages), signature
 
     def judge(
         self,
@@ -159,16 +179,34 @@ class Linter:
             raw = None
         if rejection is not None:
             return PlannedRow(row, record, rejection=rejection), raw
+        return self._decide(row, record)[0], raw
+
+    def _decide(self, row: int, record: Json) -> tuple[PlannedRow, bytes | None]:
+        """Judge a record; the row, and its messages as JSON where these are known already."""
         rules = self._rules
+        conversation = record.get(rules.conversation_column)
         try:
             clips = self._resolve(record)
+            text = lone_question(conversation)
+            if text is not None and len(text) <= _LONGEST_ASKED:
+                messages, stored = self._lone(text, len(clips))
+                return PlannedRow(row, record, clips, messages), stored
             messages = render(
-                record.get(rules.conversation_column),
+                conversation,
                 len(clips),
                 system_prompt=rules.system_prompt,
                 question=rules.question,
                 field=rules.conversation_column,
             )
         except BadRecordError as error:
-            return PlannedRow(row, record, rejection=error.rejection), raw
-        return PlannedRow(row, record, clips, messages), raw
+            return PlannedRow(row, record, rejection=error.rejection), None
+        return PlannedRow(row, record, clips, messages), None
+
+    def _lone(self, text: str, clips: int) -> tuple[tuple[Message, ...], bytes]:
+        known = self._asked.get((text, clips))
+        if known is None:
+            if len(self._asked) >= _MAX_ASKED:
+                self._asked.clear()
+            messages = ask_text(text, clips, self._rules.system_prompt)
+            known = self._asked[text, clips] = messages, own_bytes(messages)
+        return known

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from earwitness.records import Json
 
+    Nested = list[Any] | Json
+
 MAX_KEYS = 200
 """An object with more keys than this is a map, not a struct."""
 MAX_CELLS = 2**24
@@ -26,30 +28,31 @@ class Shapes:
         self._shapes: dict[str, _Shape] = {}
         self._misfits: set[str] = set()
 
-    def misfits(self, records: Sequence[Json]) -> set[str]:
+    def misfits(self, records: Sequence[tuple[Json, int]]) -> set[str]:
         """Take the next records into account.
 
         Args:
-            records: The next buffer of them.
+            records: The next buffer of them, each with how many there are of its signature.
 
         Returns:
             Fields that no column has room for, of these records and of all before.
         """
-        for record in records:
+        for record, times in records:
             for name, value in record.items():
                 if (type(value) is list or type(value) is dict) and name not in self._misfits:
-                    self._take(name, value)
+                    self._take(name, value, times)
+        rows = sum(times for _, times in records)
         for name in list(self._shapes):
-            if self._shapes[name].cells(len(records)) > MAX_CELLS:
+            if self._shapes[name].cells(rows) > MAX_CELLS:
                 self._drop(name)
         return self._misfits
 
-    def _take(self, name: str, value: Any) -> None:
+    def _take(self, name: str, value: Nested, times: int) -> None:
         shape = self._shapes.get(name)
         if shape is None:
             shape = self._shapes[name] = _Shape()
         try:
-            shape.take(value)
+            shape.take(value, times)
         except ValueError:
             self._drop(name)
 
@@ -71,26 +74,26 @@ class _Shape:
         self._items = 0
         self._most = 0
 
-    def take(self, value: Any) -> None:
+    def take(self, value: Nested, times: int) -> None:
         """Take an object or a list into account; raises `ValueError` when it is a map."""
         if type(value) is dict:
-            self._take_object(value)
+            self._take_object(value, times)
         else:
-            self._items += len(value)
+            self._items += len(value) * times
             for inner in value:
                 if type(inner) is dict or type(inner) is list:
                     if self._item is None:
                         self._item = _Shape()
-                    self._item.take(inner)
+                    self._item.take(inner, times)
 
-    def _take_object(self, value: Json) -> None:
+    def _take_object(self, value: Json, times: int) -> None:
         fields = self._fields
         for key, inner in value.items():
             if type(inner) is dict or type(inner) is list:
                 child = fields.get(key)
                 if child is None:
                     child = fields[key] = _Shape()
-                child.take(inner)
+                child.take(inner, times)
             elif key not in fields:
                 fields[key] = None
         if len(fields) > MAX_KEYS:

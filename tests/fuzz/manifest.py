@@ -43,7 +43,7 @@ def check(data: bytes) -> None:
     records: list[dict[str, Any]] = []
     for row, line in enumerate(lines):
         try:
-            planned, text = linter.plan(_raw_line(row, line))
+            planned, text, _ = linter.plan(_raw_line(row, line))
         except SettingsError:
             continue  # a field named like one of ours: the whole manifest is refused
         _check_row(row, planned, text, rules)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, BinaryIO
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from earwitness.build.layout import Build
 from earwitness.cache import ClipSighting, SegmentCache
 from earwitness.cache.tables import (
     outcome_from_row,
@@ -215,3 +217,55 @@ def test_a_context_overflow_is_asked_again_in_another_context():
 def test_other_rejections_stand_whatever_the_limits():
     silent = Outcome("k", None, Rejection(Stage.DECODE, Reason.SILENT, "silent"), max_tokens=256)
     assert still_right(silent, 512, None)
+
+
+class CountingStore(Store):
+    """A store that counts what is opened."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.opened: list[str] = []
+
+    def open(self, path: str) -> BinaryIO:
+        self.opened.append(path)
+        return super().open(path)
+
+
+def test_what_was_read_is_not_read_again_for_the_next_batch(tmp_path: Path):
+    store = CountingStore(str(tmp_path))
+    cache = SegmentCache(store, COLUMNS)
+    for number in range(3):
+        cache.write(f"2026-a.shard-{number:05d}", rows({number: "known"}))
+    assert values(cache, [7, 8]) == values(cache, [9]) == {}
+    assert len(store.opened) == 3
+    cache.merge()
+    store.opened.clear()
+    assert values(cache, [10]) == values(cache, [11]) == {}
+    assert [path for path in store.opened if path.startswith("segments/")] == []
+    assert len(store.opened) == 1
+
+
+def test_batches_that_ask_at_the_same_moment_read_the_index_once(tmp_path: Path):
+    store = CountingStore(str(tmp_path))
+    SegmentCache(store, COLUMNS).write("2026-a.shard-00000", rows({1: "one", 2: "two"}))
+    SegmentCache(store, COLUMNS).merge()
+    store.opened.clear()
+    cache = SegmentCache(store, COLUMNS)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda number: values(cache, [number]), [1, 2, 3, 4] * 4))
+    assert found == [{1: "one"}, {2: "two"}, {}, {}] * 4
+    assert sum(path.startswith("index-") for path in store.opened) == 1
+
+
+def test_a_segment_that_came_since_the_last_batch_is_found(cache: SegmentCache):
+    assert values(cache, [1]) == {}
+    cache.write("2026-a.shard-00001", rows({1: "one"}))
+    assert values(cache, [1]) == {1: "one"}
+
+
+def test_all_tasks_of_a_process_share_an_outputs_tables(tmp_path: Path):
+    output = str(tmp_path / "out")
+    first, second = Build(output, "b-1"), Build.at(f"{output}/builds/b-2")
+    assert first.outcomes is second.outcomes
+    assert first.sightings is second.sightings
+    assert Build(str(tmp_path / "other"), "b-1").outcomes is not first.outcomes

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from earwitness.errors import ModelIdentityError
 from earwitness.identity import (
+    KEY_VERSION,
     ModelIdentity,
     build_id,
     cache_key,
@@ -55,6 +58,21 @@ def test_different_texts_have_different_keys(one: str, other: str):
         )
 
     assert (key(one) == key(other)) == (one == other)
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries({"role": st.text(), "content": st.lists(st.text(), max_size=2)}),
+        max_size=3,
+    ),
+    st.lists(st.text(alphabet="0123456789abcdef"), max_size=2),
+)
+@example([{"role": "user", "content": ["\ud800", '\x00\x7f\u2028\U0001f600"\\/']}], [])
+def test_a_key_is_over_compact_sorted_json(messages: list[dict[str, object]], clips: list[str]):
+    decides = [KEY_VERSION, clips, messages, "q"]
+    text = json.dumps(decides, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    assert cache_key(clips, messages, "q") == digest
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earwitness.errors import SettingsError
+from earwitness.errors import BuildDamagedError, SettingsError
 from earwitness.manifest.clips import ClipResolver, audio_root_hint
 from earwitness.manifest.lint import Linter, LintRules, lint_line, lint_rules
-from earwitness.manifest.planned import parse_plan_line, plan_line
+from earwitness.manifest.planned import parse_asked, parse_clips, parse_plan_line, plan_line
 from earwitness.manifest.source import RawLine
 from earwitness.records import PlannedRow, Reason, Rejection, Stage
 from earwitness.settings import BuildSettings
@@ -144,7 +144,7 @@ def test_a_field_named_like_the_provenance_column_is_refused() -> None:
 def test_a_rejections_file_is_itself_a_manifest() -> None:
     told = {"row": 1, "stage": "fetch", "reason": "x", "detail": "y", "transient": True}
     raw = line(earwitness=told, id=1)
-    planned, stored = Linter(RULES).plan(RawLine(7, 8, raw))
+    planned, stored, _ = Linter(RULES).plan(RawLine(7, 8, raw))
     assert planned.record == {"audio": ["a.wav"], "conversation": TURNS, "id": 1}
     assert parse_plan_line(stored) == planned
 
@@ -248,7 +248,7 @@ _fields = st.dictionaries(
 def test_other_fields_come_through_untouched(fields: dict[str, Any], *, ascii_only: bool) -> None:
     record = {"audio": ["a.wav"], "conversation": TURNS} | fields
     raw = json.dumps(record, ensure_ascii=ascii_only).encode()
-    planned, stored = Linter(RULES).plan(RawLine(7, 8, raw))
+    planned, stored, _ = Linter(RULES).plan(RawLine(7, 8, raw))
     assert planned.rejection is None
     assert raw in stored
     back = parse_plan_line(stored)
@@ -290,6 +290,15 @@ def test_plan_lines_round_trip(
     stored = plan_line(None, planned)
     assert b"\n" not in stored
     assert parse_plan_line(stored) == planned
+    assert parse_asked(stored) == planned._replace(record=None)
+    assert parse_clips(stored) == planned.clips
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"[]", b'{"clips":[]}'])
+def test_what_is_no_line_of_a_plan_is_damage(line: bytes) -> None:
+    for parse in (parse_plan_line, parse_asked):
+        with pytest.raises(BuildDamagedError):
+            parse(line)
 
 
 def test_nan_big_integers_and_lone_surrogates_survive_the_plan() -> None:
@@ -298,3 +307,10 @@ def test_nan_big_integers_and_lone_surrogates_survive_the_plan() -> None:
     assert back
     assert back.pop("nan") != record.pop("nan")
     assert back == record
+
+
+def test_a_record_that_only_the_slow_parser_reads_does_not_hide_its_row() -> None:
+    clips = ("s3://b/a.wav", "lone \ud83d")
+    stored = plan_line(None, PlannedRow(3, {"f": float("nan"), "g": 10**400}, clips))
+    assert parse_asked(stored) == PlannedRow(3, None, clips)
+    assert parse_clips(stored) == clips

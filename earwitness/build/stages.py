@@ -1,4 +1,4 @@
-"""The four stages of a batch: fetch, validate, decode, generate.
+"""Two of the four stages of a batch: fetch and generate; validate and decode are in `listening`.
 
 Each takes a batch in memory and decides what it can; loading, storing and retrying is the tasks'.
 """
@@ -213,51 +213,6 @@ def recall_rows(build: Build, rows: Sequence[RowState], near: str) -> None:
             row.outcome, row.reused = outcome, True
 
 
-async def validate_batch(runtime: Runtime, batch: Batch, folder: Path) -> None:
-    """Check headers, lengths and rates of a batch's clips without decoding them.
-
-    Args:
-        runtime: Gives the worker processes and the policy.
-        batch: Clips that cannot be heard get a rejection.
-        folder: Where the clips lie.
-    """
-
-    async def look(sha256: str, states: list[ClipState]) -> None:
-        try:
-            await asyncio.wrap_future(runtime.pool.probe(folder / sha256, runtime.settings.audio))
-        except BadRecordError as error:
-            for state in states:
-                state.rejection = error.rejection
-
-    await asyncio.gather(*(look(sha, states) for sha, states in batch.open_clips().items()))
-    batch.reject_rows(runtime.settings.max_tokens)
-
-
-async def decode_batch(runtime: Runtime, batch: Batch, clips: Path, audio: Path) -> None:
-    """Decode a batch's clips to mono at the model's rate.
-
-    Args:
-        runtime: Gives the worker processes and the policy.
-        batch: Clips are marked as heard or rejected.
-        clips: Where the fetched clips lie.
-        audio: Where `<sha256>.wav` goes; exists.
-    """
-
-    async def hear(sha256: str, states: list[ClipState]) -> None:
-        work = runtime.pool.decode(clips / sha256, audio / f"{sha256}.wav", runtime.settings.audio)
-        try:
-            found = await asyncio.wrap_future(work)
-        except BadRecordError as error:
-            for state in states:
-                state.rejection = error.rejection
-            return
-        for state in states:
-            state.heard = HeardClip(sha256, found.duration_s, found.heard_s)
-
-    await asyncio.gather(*(hear(sha, states) for sha, states in batch.open_clips().items()))
-    batch.reject_rows(runtime.settings.max_tokens)
-
-
 async def generate_batch(
     runtime: Runtime, build: Build, memory: ShardMemory, batch: Batch, audio: Path
 ) -> list[Decided]:
@@ -301,8 +256,9 @@ async def generate_batch(
             memory.questions.pop(row.cache_key, None)
             raise
 
-    decided = await asyncio.gather(*(decide(row) for row in batch.rows))
-    return list(decided)
+    asked = batch.side_by_side()
+    decided = dict(zip(map(id, asked), await asyncio.gather(*map(decide, asked)), strict=True))
+    return [decided[id(row)] for row in batch.rows]
 
 
 async def _ask(

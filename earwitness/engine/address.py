@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
+from earwitness.engine.relay import RUN_HEADER
 from earwitness.engine.replies import (
     LARGEST_REPLY_BYTES,
     Setback,
@@ -30,6 +31,7 @@ from earwitness.records import Answer, Rejection
 
 if TYPE_CHECKING:
     from earwitness.engine.wire import Request
+    from earwitness.records import Json
 
 _OK = 200
 _NO_ACCESS = frozenset({401, 403})
@@ -83,6 +85,7 @@ class EngineAddress:
         inline: Send clips inside requests, not as `file://`.
         request_timeout_s: How long a request may take, from its sending; None: whoever is there
             sets the limit.
+        run: Who asks, for a worker's front, which shares its engine's time out.
 
     Attributes:
         url: The server's root.
@@ -96,9 +99,11 @@ class EngineAddress:
         api_key: str = "",
         inline: bool = True,
         request_timeout_s: float | None = 600,
+        run: str = "",
     ) -> None:
         self.url = url
         self._api_key = api_key
+        self._run = run
         self._inline = inline
         self.request_timeout_s = request_timeout_s
         self._answering: str | None = None
@@ -123,8 +128,12 @@ class EngineAddress:
             FatalError: The engine refuses the key or the model (see `read_reply`).
             EarwitnessError: A worker's engine front passes it on.
         """
-        # reading and encoding clips takes milliseconds: away from the loop
-        payload = await asyncio.to_thread(request.encoded, model, inline=self._inline)
+        if self._inline:
+            # reading and encoding clips takes milliseconds: away from the loop
+            payload = await asyncio.to_thread(request.encoded, model, inline=True)
+        else:
+            # their addresses take less than it takes to wake a thread
+            payload = request.encoded(model, inline=False)
         limit_s = timeout_s or self.request_timeout_s
         timeout = aiohttp.ClientTimeout(total=limit_s, sock_connect=_CONNECT_S)
         try:
@@ -152,18 +161,16 @@ class EngineAddress:
     def _read_reply(
         self, reply: aiohttp.ClientResponse, body: bytes, model: str
     ) -> Answer | Rejection | Setback:
-        page = body.lstrip().startswith(b"<")
-        told = "and a page of HTML" if page else error_message(body)[:_TOLD_CHARS]
-        said = steady(f"HTTP {reply.status} {told or 'and no answer'}")
         try:
             result = read_reply(reply.status, body, url=self.url, model=model)
         except SettingsError:
             if not self._is_api:
                 raise
             # there was an API: something stands in for it while it is away
-            return Setback(Trouble.SERVER_ERROR, said)
+            return Setback(Trouble.SERVER_ERROR, _said(reply.status, body))
         if isinstance(result, Trouble):
-            return Setback(result, said, retry_after_s(reply.headers.get("Retry-After")))
+            wait_s = retry_after_s(reply.headers.get("Retry-After"))
+            return Setback(result, _said(reply.status, body), wait_s)
         return result
 
     def _check_who_answered(self, name: str) -> None:
@@ -234,6 +241,11 @@ class EngineAddress:
         """
         return (await self._get("/metrics")).decode("utf-8", "replace")
 
+    async def account(self, *, last: bool = False) -> Json:
+        """What this run has had of a worker's engine; `last`: it needs no more of it."""
+        found: Json = parsed(await self._get(f"/account{'?last=1' if last else ''}"))
+        return found
+
     async def close(self) -> None:
         """Closes its connections; it answers nothing from then on."""
         self._closed = True
@@ -268,9 +280,18 @@ class EngineAddress:
             raise aiohttp.ClientConnectionError("closed")
         if self._session is None:
             headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
+            if self._run:
+                headers[RUN_HEADER] = self._run
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S)
             self._session = aiohttp.ClientSession(connector=connector, headers=headers)
         return self._session
+
+
+def _said(status: int, body: bytes) -> str:
+    """What a reply that is no answer says, on one short line."""
+    page = body.lstrip().startswith(b"<")
+    told = "and a page of HTML" if page else error_message(body)[:_TOLD_CHARS]
+    return steady(f"HTTP {status} {told or 'and no answer'}")
 
 
 async def _read(reply: aiohttp.ClientResponse) -> bytes:

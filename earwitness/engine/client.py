@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Self
 
+from earwitness.engine.accountant import Accountant, make_meter
 from earwitness.engine.address import EngineAddress, ServedModel
 from earwitness.engine.given import borrowed_address, given_addresses, in_flight, pick_model
 from earwitness.engine.given_keeper import AddressKeeper
@@ -43,6 +44,9 @@ class Engine:
         api_key: For given addresses. Default: VLLM_API_KEY or OPENAI_API_KEY.
         shared: A worker's engine, to be asked instead of one of our own.
         unavailable_timeout_s: How long to wait for engines that are down.
+
+    Attributes:
+        account: What it has had of its engines' time.
     """
 
     def __init__(
@@ -65,10 +69,11 @@ class Engine:
         self._own = not settings.url and shared is None
         self._keeper: ServerKeeper | AddressKeeper
         room = in_flight(settings if shared is None else shared.slots)
+        meter = make_meter(settings, shared)
         if self._own:
             if model is None:
                 raise SettingsError("no model: name one with --model, or an engine with --url")
-            self._lanes = Lanes([Lane(None)], room=room)
+            self._lanes = Lanes([Lane(None)], room=room, meter=meter)
             server = EngineServer(
                 settings,
                 model,
@@ -88,7 +93,8 @@ class Engine:
                 if shared is None
                 else [borrowed_address(shared)]
             )
-            self._lanes = Lanes([Lane(address) for address in addresses], room=room)
+            lanes = [Lane(address) for address in addresses]
+            self._lanes = Lanes(lanes, room=room, meter=meter)
             self._keeper = AddressKeeper(
                 self._lanes,
                 timeout_s=unavailable_timeout_s,
@@ -96,6 +102,7 @@ class Engine:
                 borrowed=shared is not None,
             )
         self._judge = Judge(self._lanes, self._keeper, busy_timeout_s=unavailable_timeout_s)
+        self.account = Accountant(self._lanes, borrowed=shared is not None)
 
     @property
     def requests_sent(self) -> int:
@@ -138,6 +145,7 @@ class Engine:
                     if lane.up and lane.address is not None:
                         self._model = pick_model(self._model, await lane.address.served_models())
             self._lanes.model = self._model or ""
+            await self.account.begin()
         except EngineUnavailableError:
             # it may pass: whoever asks next tries again
             self._starting = None
@@ -198,12 +206,15 @@ class Engine:
         if address is None:
             return None
         self._requests_sent += 1
+        self._lanes.meter.begin(lane)
         try:
             result = await address.ask(request, self._model or "")
         except ModelIdentityError as error:
             if not self._leave_out(lane, deaths, error):
                 raise
             return None
+        finally:
+            self._lanes.meter.end(lane)
         if isinstance(result, Answer):
             self._judge.heard(lane)
         if isinstance(result, Answer | Rejection):
@@ -268,6 +279,7 @@ class Engine:
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.wait([self._starting])
+        await self.account.end()
         await self._keeper.close()
 
     async def __aenter__(self) -> Self:

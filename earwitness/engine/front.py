@@ -17,10 +17,12 @@ from aiohttp import web
 from earwitness.engine.relay import (
     FAILED,
     REJECTED,
+    RUN_HEADER,
     RelayedRequest,
     error_json,
     verdict_json,
 )
+from earwitness.engine.sharing import Shares
 from earwitness.errors import EarwitnessError, EngineStartError, EngineUnavailableError
 from earwitness.records import Rejection
 
@@ -58,6 +60,7 @@ class EngineFront:
         self._runner: web.AppRunner | None = None
         self._models_json: dict[str, Any] = {}
         self._version_text = ""
+        self._shares = Shares(engine.account.total)
         self.key = secrets.token_urlsafe(24)
         self.url = ""
 
@@ -105,6 +108,7 @@ class EngineFront:
         app.router.add_get("/health", self._health)
         app.router.add_get("/version", self._version)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/account", self._account)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._chat)
         return app
@@ -140,6 +144,15 @@ class EngineFront:
     async def _metrics(self, _request: web.Request) -> web.Response:
         return web.Response(text=await self._engine.metrics_text())
 
+    async def _account(self, request: web.Request) -> web.Response:
+        """What the flow run that asks has had of the engine's time."""
+        await self._engine.account.count_tokens()
+        run = _run(request)
+        spent = self._shares.spent(run)
+        if "last" in request.query:
+            self._shares.forget(run)
+        return web.json_response(asdict(spent))
+
     async def _models(self, _request: web.Request) -> web.Response:
         return web.json_response(self._models_json)
 
@@ -150,14 +163,21 @@ class EngineFront:
         except ValueError as error:
             told = {"message": str(error), "type": "BadRequestError", "code": _BAD_REQUEST}
             return web.json_response({"error": told}, status=_BAD_REQUEST)
+        self._shares.enter(_run(request))
         try:
             result = await self._engine.ask(asked)
         except EngineStartError:
             await asyncio.sleep(self._hand_back_s)
             raise
+        finally:
+            self._shares.leave(_run(request))
         if isinstance(result, Rejection):
             return web.json_response(verdict_json(result), status=REJECTED)
         return web.Response(body=asked.reply, content_type="application/json")
+
+
+def _run(request: web.Request) -> str:
+    return request.headers.get(RUN_HEADER, "")
 
 
 async def watch(engine: Engine, gave_up: Callable[[EarwitnessError], None]) -> None:

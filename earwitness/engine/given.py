@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from typing import TYPE_CHECKING
 
 from earwitness.engine.address import EngineAddress, ServedModel, base_url
@@ -45,7 +46,8 @@ def borrowed_address(shared: SharedEngine) -> EngineAddress:
     """
     # the engine reads the worker's scratch; waiting there, and its limit, are the front's
     url = base_url(shared.url)
-    return EngineAddress(url, api_key=shared.key, inline=False, request_timeout_s=None)
+    run = secrets.token_hex(8)
+    return EngineAddress(url, api_key=shared.key, inline=False, request_timeout_s=None, run=run)
 
 
 def given_addresses(settings: EngineSettings, *, api_key: str | None) -> list[EngineAddress]:

@@ -13,6 +13,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from earwitness.engine.account import Meter
+
 if TYPE_CHECKING:
     from earwitness.engine.address import EngineAddress
     from earwitness.errors import EarwitnessError
@@ -51,16 +53,19 @@ class Lanes:
     Args:
         lanes: All of them, for good.
         room: How many requests a lane holds at once.
+        meter: Told which lanes answer.
 
     Attributes:
         all: As given.
         room: As given.
+        meter: As given.
         model: The name all of them serve the model under; empty: not known yet.
     """
 
-    def __init__(self, lanes: list[Lane], *, room: int) -> None:
+    def __init__(self, lanes: list[Lane], *, room: int, meter: Meter | None = None) -> None:
         self.all = lanes
         self.room = room
+        self.meter = meter or Meter()
         self.model = ""
         self._waiting: deque[asyncio.Future[Lane]] = deque()
         self._changed = asyncio.Event()
@@ -187,6 +192,7 @@ class Lanes:
         if lane.up:
             lane.down_since_s = time.monotonic()
         lane.up = False
+        self.meter.down(lane)
         self._dispatch()
 
     def rest(self, lane: Lane, seconds: float) -> None:
@@ -206,6 +212,7 @@ class Lanes:
             lane: The one that answers.
         """
         lane.up = True
+        self.meter.up(lane)
         lane.heard_s = time.monotonic()
         self._failure = None
         self._dispatch()

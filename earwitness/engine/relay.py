@@ -31,6 +31,8 @@ REJECTED = 422
 """Status of a reply that carries a verdict."""
 FAILED = 500
 """Status of a reply that carries an error."""
+RUN_HEADER = "Earwitness-Run"
+"""Header of a request that says which flow run asks."""
 _VERDICT = "earwitness_rejection"
 _ERROR = "earwitness_error"
 _ERRORS: dict[str, type[EarwitnessError]] = {

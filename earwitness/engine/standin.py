@@ -16,6 +16,7 @@ import binascii
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,14 +146,22 @@ class StandIn:
             )
         async with self._slots:
             self.counters.running += 1
+            began_s = time.monotonic()
             try:
                 await self._faults.while_running(asked)
                 await self._think()
             finally:
                 self.counters.running -= 1
+                self._note_times(began_s)
         words = natural_words(asked, self.options.answer_tokens)
         finish_reason = "length" if len(words) > max_tokens else "stop"
         return self._completion(asked, words[:max_tokens], finish_reason)
+
+    def _note_times(self, began_s: float) -> None:
+        if self.options.times_file is not None:
+            line = f"{began_s:.6f} {time.monotonic():.6f} {time.process_time():.6f}\n"
+            with self.options.times_file.open("a", encoding="ascii") as file:
+                file.write(line)
 
     async def _think(self) -> None:
         left_s = self.options.latency_s
@@ -209,6 +218,12 @@ def parse_options(argv: list[str]) -> tuple[argparse.Namespace, str]:
     add("--latency-s", type=float, default=0.0, help="time an answer takes")
     add("--answer-tokens", type=int, default=None, help="length of every answer, in tokens")
     add("--count-file", type=Path, default=None, help="gets a byte a request: outlives a kill")
+    add(
+        "--times-file",
+        type=Path,
+        default=None,
+        help="gets a line an answer: begun, done, CPU seconds",
+    )
     add("--start-delay-s", type=float, default=0.0, help="time before it serves")
     add_fault_options(parser)
     options, others = parser.parse_known_args(argv)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
@@ -113,8 +115,19 @@ def _content(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
     return parts
 
 
+def _file_url(clip: Path) -> str:
+    # the engine may only open what lies below the real folder, by whatever way that was reached
+    return f"file://{_real_folder(str(clip.parent))}/{quote(clip.name)}"
+
+
+@lru_cache(maxsize=256)
+def _real_folder(folder: str) -> str:
+    """A folder of clips, links followed: asked of the disk once, not once a clip."""
+    return quote(os.path.realpath(folder))
+
+
 def _clip_part(clip: Path, *, inline: bool) -> dict[str, Any]:
     if not inline:
-        return {"type": "audio_url", "audio_url": {"url": f"file://{quote(str(clip.resolve()))}"}}
+        return {"type": "audio_url", "audio_url": {"url": _file_url(clip)}}
     data = base64.b64encode(clip.read_bytes()).decode()
     return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}

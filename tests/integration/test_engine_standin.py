@@ -144,14 +144,18 @@ async def test_no_more_than_a_tenth_over_its_slots_is_in_flight(own):
 
 async def test_given_engines_share_the_work(running, over):
     both = running("--latency-s", "0.05"), running("--latency-s", "0.05")
+    for stand_in in both:
+        await until_healthy(stand_in)
     async with over(*both, max_num_seqs=4) as engine:
         await engine.start()
-        for stand_in in both:
-            await until_healthy(stand_in)
-        await asyncio.sleep(0.6)
+        before = [0, 0]
+        while 0 in before:  # until both are known to answer
+            await ask_all(engine, ["first", "second"])
+            before = [await received(stand_in) for stand_in in both]
         answers = await ask_all(engine, [f"question {number}" for number in range(40)])
         assert all(isinstance(answer, Answer) for answer in answers)
-        counts = [await received(stand_in) for stand_in in both]
+        after = [await received(stand_in) for stand_in in both]
+    counts = [now - then for now, then in zip(after, before, strict=True)]
     assert min(counts) >= 15
     assert sum(counts) == 40
 
@@ -379,6 +383,16 @@ async def test_the_engine_tells_its_model_and_version(own):
         (card,) = await engine.served_models()
         assert (card.id, card.root) == ("demo", "demo")
         assert "standin" in await engine.version()
+
+
+async def test_the_stand_in_notes_when_it_began_and_ended_each_answer(own, tmp_path):
+    times = tmp_path / "times"
+    async with own("--latency-s", "0.1", "--times-file", str(times)) as engine:
+        await asyncio.gather(*(engine.ask(question(f"q{number}")) for number in range(5)))
+    noted = [list(map(float, line.split())) for line in times.read_text().splitlines()]
+    assert len(noted) == 5
+    assert all(0.1 <= ended - began < 5 for began, ended, _ in noted)
+    assert [cpu for *_, cpu in noted] == sorted(cpu for *_, cpu in noted)
 
 
 async def test_closing_while_the_engine_restarts_leaves_nothing(own):

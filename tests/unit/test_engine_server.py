@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from earwitness.engine.command import serve_command, split_cores
 from earwitness.engine.failure import start_failure_advice, start_failure_reason
+from earwitness.engine.launcher import with_whole_prompts
 from earwitness.engine.standin import parse_options
 from earwitness.settings import EngineSettings
 
@@ -81,6 +82,30 @@ def test_another_command_gets_the_same_flags():
 def test_a_local_model_is_served_offline(tmp_path):
     assert command_and_env(str(tmp_path))[1]["HF_HUB_OFFLINE"] == "1"
     assert "HF_HUB_OFFLINE" not in command_and_env("org/model")[1]
+
+
+def test_on_a_cpu_prompts_are_read_whole_because_a_cut_one_with_a_seed_ends_the_engine():
+    words = ["serve", "org/model", "--port", "1"]
+    assert with_whole_prompts(words, "0.32.0+cpu") == [*words, "--no-enable-chunked-prefill"]
+
+
+def test_on_a_gpu_vllm_reads_prompts_as_it_likes():
+    words = ["serve", "org/model"]
+    assert with_whole_prompts(words, "0.33.0") == words
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ["--enable-chunked-prefill"],
+        ["--enable_chunked_prefill=true"],
+        ["--no-enable-chunked-prefill"],
+        ["--max-num-batched-tokens", "512"],
+    ],
+)
+def test_who_says_how_prompts_are_read_on_a_cpu_is_heard(said):
+    words = ["serve", "org/model", *said]
+    assert with_whole_prompts(words, "0.32.0+cpu") == words
 
 
 def test_nothing_is_reported_to_anyone():

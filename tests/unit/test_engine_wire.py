@@ -71,6 +71,18 @@ def test_a_clips_address_is_quoted(request_of_two_clips):
     assert payload["messages"][1]["content"][2]["audio_url"]["url"].endswith("/one%20clip.wav")
 
 
+def test_a_clips_address_is_below_the_real_folder_whatever_way_led_there(tmp_path):
+    real, link = tmp_path / "real folder", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    content = [{"type": "audio", "clip": 0}, {"type": "text", "text": "?"}]
+    messages = ({"role": "user", "content": content},)
+    asked = AskRequest(messages, (link / "a.wav",), SamplingSettings(), max_tokens=1, seed=0)
+    payload = chat_payload(asked, "m", inline=False)
+    url = payload["messages"][0]["content"][0]["audio_url"]["url"]
+    assert url == f"file://{tmp_path.resolve()}/real%20folder/a.wav"
+
+
 def test_clips_inline_or_by_address_are_the_same_to_the_stand_in(request_of_two_clips, tmp_path):
     both = [
         read_request(chat_payload(request_of_two_clips, "m", inline=inline), tmp_path)

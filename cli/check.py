@@ -6,21 +6,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.build import Config, Manifest  # noqa: TC001 - typer reads the annotation
-from cli.options import options_of, with_options
+from cli.build import Config, Manifest, collect
+from cli.options import all_options, options_of, with_options
 from cli.settings_file import make_settings
 
 if TYPE_CHECKING:
+    from earwitness.build.account import Basis
+    from earwitness.build.layout import Build
     from earwitness.check import Report
+
+NOWHERE = "."
+"""Stands for an output that nobody named."""
+_PRICE = tuple(one for one in all_options() if one.path == ("engine", "price_per_hour"))
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 
 @app.command(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
-@with_options(options_of("Input", "Prompt", "Audio"))
+@with_options((*options_of("Input", "Prompt", "Audio"), *_PRICE))
 def check(
     ctx: typer.Context,
     manifest: Manifest = None,
+    output: Annotated[
+        str | None,
+        typer.Argument(
+            help="Where earlier builds are: their accounts say what this one would take.",
+            metavar="OUTPUT",
+        ),
+    ] = None,
     *,
     config: Config = None,
     sample: Annotated[
@@ -37,31 +50,59 @@ def check(
 
     Every line is linted; then clips are fetched and decoded. No engine, no GPU, nothing is
     written. The exit status is 0 when nothing would be rejected, else 1.
+
+    With OUTPUT it also says how long an engine would have to work, by what answers of the newest
+    build published there cost, and how many answers are stored there already.
     """
-    del ctx
-    if manifest is not None:
-        given = {**given, "manifest": manifest}
+    given = collect(ctx, given, manifest, output)
     # a check writes nothing, so that it needs no output
-    settings = make_settings({"output": ".", **given}, config)
+    settings = make_settings(given, config, {"output": NOWHERE})
+    from cli import tables
     from cli.live import View
-    from cli.tables import output
     from earwitness.build.prepare import resolve_settings
     from earwitness.check import check_clips, lint_manifest, sampled
 
+    named = settings.output != NOWHERE
     settings = resolve_settings(settings)
+    stored, basis = _earlier(settings.output) if named else (None, None)
     with View() as view:
         view.busy("reading the manifest: 0 rows")
         report = lint_manifest(settings)
         view.busy("")
         view.count("rows heard", sampled(report.sound, sample))
-        check_clips(settings, report, sample=sample, advance=view.advance)
-    _print(report)
+        check_clips(settings, report, sample=sample, stored=stored, advance=view.advance)
+    price = settings.engine.price_per_hour
+    _print(report, _estimate(report, basis, price, named=named))
     if report.rejected:
         raise typer.Exit(1)
-    output().print("nothing would be rejected", style="green")
+    tables.output().print("nothing would be rejected", style="green")
 
 
-def _print(report: Report) -> None:
+def _earlier(output: str) -> tuple[Build | None, Basis | None]:
+    """The newest published build, and what it knows of an answer's cost."""
+    from earwitness.build.layout import Build
+    from earwitness.build.publish import known_basis, latest_build
+
+    name = latest_build(output)
+    found = Build(output, name)
+    stored = found if name and found.store.exists("plan.json") else None
+    return stored, known_basis(output)
+
+
+def _estimate(
+    report: Report, basis: Basis | None, price: float | None, *, named: bool
+) -> list[tuple[str, str]]:
+    if basis is None:
+        why = "nothing published there says what an answer costs" if named else "name an OUTPUT"
+        return [("engine time", f"not known ({why})")]
+    from earwitness.build.estimate import estimate
+
+    rows = report.expected(report.asked)
+    reused = None if report.known is None or not report.heard else report.expected(report.known)
+    return estimate(basis, rows, reused=reused, price_per_hour=price).lines()
+
+
+def _print(report: Report, estimated: list[tuple[str, str]]) -> None:
     from rich.text import Text
 
     from cli.tables import duration, one_line, output, print_table
@@ -74,6 +115,7 @@ def _print(report: Report) -> None:
         ("clips heard of rows", heard),
         ("audio", duration(report.audio_s)),
         ("would be rejected", f"{report.rejected:,}"),
+        *estimated,
     ]
     print_table(lines)
     console = output()

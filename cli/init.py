@@ -40,6 +40,7 @@ engine:
   # url: [http://gpu1:8000/v1]     # engines that run already; without it vLLM is started
   tensor_parallel_size: 1          # GPUs the model is spread over
   # gpu_memory_utilization: 0.9
+  # price_per_hour: 3.5            # what the machine costs: builds then tell theirs in money
   # vllm_args: [--enforce-eager]   # any other flag of vllm serve, word by word
 
 sampling:

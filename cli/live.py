@@ -25,6 +25,7 @@ from earwitness.escaping import printable
 from earwitness.progress import (
     Advanced,
     Closed,
+    EngineLoad,
     EngineReady,
     EngineStarting,
     Planned,
@@ -49,12 +50,13 @@ _QUIET_S = 10.0
 
 @dataclass(slots=True)
 class Tally:
-    """Rows so far."""
+    """Rows so far, and how full the engine was lately, from 0 to 1."""
 
     rows: int = 0
     generated: int = 0
     reused: int = 0
     rejected: int = 0
+    load: float | None = None
 
     @property
     def done(self) -> int:
@@ -62,8 +64,9 @@ class Tally:
         return min(self.rows, self.generated + self.reused + self.rejected)
 
     def told(self) -> str:
-        """The counts in words."""
-        return f"{self.generated:,} generated, {self.reused:,} reused, {self.rejected:,} rejected"
+        """The counts in words, and how full the engine is."""
+        told = f"{self.generated:,} generated, {self.reused:,} reused, {self.rejected:,} rejected"
+        return told if self.load is None else f"{told}; engine {self.load:.0%} full"
 
 
 class _Console(Terminal):
@@ -152,6 +155,8 @@ class View:
         elif isinstance(event, EngineReady):
             self.busy("")
             self.say(f"the engine answers after {event.seconds:.0f} s")
+        elif isinstance(event, EngineLoad):
+            self.tally.load = event.share
         elif isinstance(event, Advanced):
             self._advance(event)
         elif isinstance(event, Published):

@@ -18,10 +18,10 @@ DEBUG_VARIABLE = "EARWITNESS_DEBUG"
 
 _COMMANDS = {
     "init": ("[DIR]", "Write a settings file and a sample manifest"),
-    "check": ("MANIFEST", "Lint and probe; no GPU"),
+    "check": ("MANIFEST [OUTPUT]", "Lint and probe, estimate; no GPU"),
     "build": ("MANIFEST OUTPUT", "Build and publish; resumes by itself"),
     "status": ("OUTPUT", "Progress, unfinished shards, top rejections"),
-    "show": ("OUTPUT ROW", "One row: conversation, answer or reason"),
+    "show": ("OUTPUT [ROW]", "A build and what it cost, or one row"),
     "retry": ("OUTPUT", "Run only what failed, or rejections with --reason"),
     "gc": ("OUTPUT", "Remove old builds, and cached answers nobody uses"),
     "worker": ("--pool NAME", "Take runs from a pool; lends them an engine"),

@@ -75,6 +75,7 @@ def retry(
         "max_rejected": source.gates.max_rejected,
         "build": None,
     }
+    base["engine"]["price_per_hour"] = source.gates.price_per_hour
     if source.plan.model["kind"] == "hub":  # its branch may have moved since
         base["engine"]["revision"] = source.plan.model["version"]
     checked = make_settings(merge(base, given), None)

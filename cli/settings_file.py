@@ -19,18 +19,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def make_settings(given: dict[str, Any], config: Path | None) -> BuildSettings:
+def make_settings(
+    given: dict[str, Any], config: Path | None, defaults: dict[str, Any] | None = None
+) -> BuildSettings:
     """Settings from what was given; the command line wins, then the file, then the defaults.
 
     Args:
         given: From the command line, nested like the settings.
         config: A settings file, nested in the same way.
+        defaults: For what neither says.
 
     Returns:
         The settings. Where they are wrong, each fault is told in a line and the program ends.
     """
     from_file = _read(config) if config is not None else {}
-    merged = merge(from_file, given)
+    merged = merge(merge(defaults or {}, from_file), given)
     for name in ("manifest", "output"):
         if merged.get(name) is None:
             usage([f"{name.upper()} is missing"])

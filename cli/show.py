@@ -1,4 +1,4 @@
-"""`earwitness show`: one row, whole."""
+"""`earwitness show`: one row, whole, or a build: its ledger and what it cost."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from earwitness.escaping import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from earwitness.build.layout import Build
     from earwitness.build.show import RowResult
     from earwitness.records import Json, Message, PlannedRow
 
@@ -25,7 +26,13 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 @app.command(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 def show(
     output: Where,
-    row: Annotated[int, typer.Argument(help="Position in the manifest, from 0.", metavar="ROW")],
+    row: Annotated[
+        int | None,
+        typer.Argument(
+            help="Position in the manifest, from 0. Default: none, the build is shown.",
+            metavar="ROW",
+        ),
+    ] = None,
     *,
     build: Annotated[
         str | None,
@@ -36,12 +43,18 @@ def show(
         ),
     ] = None,
 ) -> None:
-    """Show one row of a build: conversation, clips, answer or reason, where it comes from."""
+    """Show one row of a build: conversation, clips, answer or reason, where it comes from.
+
+    Without ROW: the build itself, what it holds and what it cost.
+    """
     from cli import tables
     from earwitness.build.choose import existing_build
     from earwitness.build.show import show_row
 
     found = existing_build(output, build, published=True)
+    if row is None:
+        _show_build(found)
+        return
     shown = show_row(found, row)
     console = tables.output()
     console.print(f"row {row} of {found.id}, shard {shown.shard}", style="bold", soft_wrap=True)
@@ -50,6 +63,17 @@ def show(
         _print_turn(console, message)
     _print_result(console, shown.result)
     tables.print_table(_provenance(shown.result, found.plan.model))
+
+
+def _show_build(build: Build) -> None:
+    from cli import tables
+    from earwitness.build.account_told import account_lines
+    from earwitness.build.layout import Counts
+
+    facts = build.facts()
+    tables.output().print(build.id, style="bold", soft_wrap=True)
+    lines = tables.count_lines(Counts.model_validate(facts["counts"]))
+    tables.print_table([*lines, *account_lines(facts.get("account"))])
 
 
 def _print_record(console: Console, planned: PlannedRow) -> None:

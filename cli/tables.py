@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from cli.terminal import Terminal
+from earwitness.build.account_told import account_lines
 from earwitness.build.show import all_rows, question_of, read_planned
 from earwitness.escaping import printable
 
@@ -29,6 +30,20 @@ def output() -> Terminal:
 
 def print_summary(build: Build, counts: Counts, closed: Closed) -> None:
     """The closing table of a build."""
+    lines = count_lines(counts)
+    lines += account_lines(build.facts().get("account"))
+    lines.append(
+        ("this run", f"{closed.engine_requests:,} engine requests, {closed.downloads:,} downloads")
+    )
+    print_table(lines)
+    console = output()
+    console.print(f"data: {build.store.uri('data')}", soft_wrap=True)
+    if counts.rejected:
+        console.print(f"rejected: {build.store.uri('rejected')}", soft_wrap=True)
+
+
+def count_lines(counts: Counts) -> list[tuple[str, str]]:
+    """A build's ledger."""
     lines: list[tuple[str, str]] = [
         ("rows", f"{counts.rows:,}"),
         ("answered", f"{counts.answered:,}"),
@@ -43,14 +58,7 @@ def print_summary(build: Build, counts: Counts, closed: Closed) -> None:
     lines.append(
         ("tokens", f"{counts.prompt_tokens:,} asked, {counts.completion_tokens:,} answered")
     )
-    lines.append(
-        ("this run", f"{closed.engine_requests:,} engine requests, {closed.downloads:,} downloads")
-    )
-    print_table(lines)
-    console = output()
-    console.print(f"data: {build.store.uri('data')}", soft_wrap=True)
-    if counts.rejected:
-        console.print(f"rejected: {build.store.uri('rejected')}", soft_wrap=True)
+    return lines
 
 
 def reason_lines(reasons: dict[str, int]) -> list[tuple[str, str]]:

@@ -8,8 +8,9 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from earwitness.build.batch import Batch, ClipState, RowState
+from earwitness.build.listening import decode_batch, validate_batch
 from earwitness.build.plan import linted_rows
-from earwitness.build.stages import decode_batch, fetch_batch, validate_batch
+from earwitness.build.stages import fetch_batch, key_rows, recall_rows
 from earwitness.manifest.fields import SchemaBuilder
 from earwitness.manifest.lint import Linter, lint_rules
 from earwitness.manifest.reader import open_manifest
@@ -19,6 +20,7 @@ from earwitness.runtime import ShardMemory, running
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from earwitness.build.layout import Build
     from earwitness.records import PlannedRow, Rejection
     from earwitness.runtime import Runtime
     from earwitness.settings import BuildSettings
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 _EXAMPLES = 3
 _ROWS_AT_ONCE = 64
 _TELL_EVERY_ROWS = 5_000
+_LOOKED_UP_AT_ONCE = 4096
 
 
 @dataclass(slots=True)
@@ -50,6 +53,8 @@ class Report:
         sound: Rows that linting has nothing against.
         heard: Of them, rows whose clips were fetched and decoded.
         audio_s: Length of the clips of rows that would be asked, among the heard ones.
+        asked: Of the heard ones, rows that would be asked.
+        known: Of these, rows whose answer is stored already; None: nobody has looked.
         rejections: By reason.
     """
 
@@ -57,12 +62,18 @@ class Report:
     sound: int = 0
     heard: int = 0
     audio_s: float = 0.0
+    asked: int = 0
+    known: int | None = None
     rejections: dict[str, Found] = field(default_factory=dict)
 
     @property
     def rejected(self) -> int:
         """Rows a build would reject, as far as they were looked at."""
         return sum(found.rows for found in self.rejections.values())
+
+    def expected(self, rows: int) -> int:
+        """How many of all sound rows there are, when so many are among the heard ones."""
+        return round(self.sound * rows / self.heard) if self.heard else self.sound
 
     def add(self, row: int, rejection: Rejection) -> None:
         """Count a rejection."""
@@ -101,6 +112,7 @@ def check_clips(
     report: Report,
     *,
     sample: int | None = None,
+    stored: Build | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Fetch and decode the clips of the rows that linting let pass, as a build would.
@@ -109,13 +121,17 @@ def check_clips(
         settings: Resolved settings.
         report: What linting found; what is found here is added.
         sample: Only this many rows, evenly spread. Default: all.
+        stored: A build whose output is searched for answers, as given by its model.
         advance: Told how many rows were done.
 
     Raises:
         CredentialsError: Storage refused the credentials themselves.
     """
+    if not sampled(report.sound, sample):
+        return
     sound = (planned for planned in _planned(settings) if planned.rejection is None)
     chosen = _spread(sound, report.sound, sample)
+    look_up = _StoredAnswers(stored, report)
     with running(settings, "") as runtime:
         number = 0
         while rows := list(islice(chosen, _ROWS_AT_ONCE)):
@@ -127,8 +143,38 @@ def check_clips(
                 heard = [batch.clips[uri].heard for uri in row.clips]
                 report.audio_s += sum(clip.heard_s for clip in heard if clip is not None)
             report.heard += len(rows)
+            report.asked += len(batch.open_rows())
+            look_up.add(batch)
             number += 1
             advance(len(rows))
+        look_up.flush()
+
+
+class _StoredAnswers:
+    """Counts rows whose answer is stored, many at once: a look-up reads the cache's index."""
+
+    def __init__(self, build: Build | None, report: Report) -> None:
+        self._build = build
+        self._report = report
+        self._rows: list[RowState] = []
+
+    def add(self, batch: Batch) -> None:
+        if self._build is None:
+            return
+        key_rows(batch, self._build.plan.question_digest)
+        self._rows += batch.open_rows()
+        if len(self._rows) >= _LOOKED_UP_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._build is None:
+            return
+        recall_rows(self._build, self._rows, "")
+        found = sum(
+            row.outcome is not None and row.outcome.answer is not None for row in self._rows
+        )
+        self._report.known = (self._report.known or 0) + found
+        self._rows = []
 
 
 def sampled(sound: int, sample: int | None) -> int:

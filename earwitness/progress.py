@@ -42,6 +42,13 @@ class EngineReady:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """How full the engine's slots were since the last event of this kind, from 0 to 1."""
+
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Advanced:
     """Rows that reached their outcome since the last event."""
 
@@ -65,7 +72,9 @@ class Closed:
     downloads: int
 
 
-Event = Planning | Planned | EngineStarting | EngineReady | Advanced | Published | Closed
+Event = (
+    Planning | Planned | EngineStarting | EngineReady | EngineLoad | Advanced | Published | Closed
+)
 
 _listeners: list[Callable[[Event], None]] = []
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
 import threading
 from collections import defaultdict
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from earwitness.audio.fetch import ClipFetcher
 from earwitness.audio.workers import DecodePool
+from earwitness.engine.account import Booking, EngineTime
 from earwitness.engine.client import Engine
 from earwitness.engine.shared import shared_engine
 from earwitness.errors import FatalError
-from earwitness.heap import bound_heap
+from earwitness.heap import bound_heap, settle_heap
 from earwitness.progress import Closed, tell
 from earwitness.scratch import engine_log, make_scratch, remove_scratch
 
@@ -70,6 +72,7 @@ class Runtime:
 
     def __init__(self, settings: BuildSettings, model: str | None) -> None:
         bound_heap()
+        settle_heap()
         self.settings = settings
         # who names engines in the settings means those
         self._shared = None if settings.engine.url else shared_engine()
@@ -84,6 +87,9 @@ class Runtime:
         self._closing = threading.Lock()
         self._closed = False
         self.downloads = 0
+        self._attempt = secrets.token_hex(4)
+        self._booked = EngineTime()
+        self._booking = threading.Lock()
         self.access = settings.access()
         timeout_s = settings.input.clip_timeout_s
         self.fetcher: ClipFetcher = self.run(
@@ -134,6 +140,24 @@ class Runtime:
     def engine_version(self) -> str:
         """What answered, for the record; empty when nothing was asked in this process."""
         return self.run(self.engine.version()) if self.engine.requests_sent else ""
+
+    @contextmanager
+    def booked(self) -> Iterator[Booking]:
+        """The engine time since the last checkpoint, for this one; kept if that fails."""
+        spent = self.run(self._book())
+        try:
+            yield Booking(self._attempt, spent)
+        except BaseException:
+            with self._booking:
+                self._booked -= spent
+            raise
+
+    async def _book(self) -> EngineTime:
+        total = await self.engine.account.spent()
+        with self._booking:
+            spent = total - self._booked
+            self._booked += spent
+        return spent
 
     @property
     def pool(self) -> DecodePool:

@@ -162,6 +162,9 @@ class EngineSettings(_Model):
     """An engine with requests in flight that shows no sign of life for this long is restarted."""
     max_restarts: Annotated[int, Field(ge=0)] = 5
     """How often an engine that dies is started again within one build."""
+    price_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """What an hour of one engine costs with all its GPUs, in any currency: builds report what they
+    cost, checks what they would."""
     shards_on: str | None = None
     """Deployment that answers shards on a worker pool. Default: `build-shard/gpu` when the build
     itself runs as a deployment; otherwise shards are answered here."""
@@ -267,6 +270,7 @@ class BuildSettings(_Model):
                     "stall_timeout_s",
                     "max_restarts",
                     "shards_on",
+                    "price_per_hour",
                 },
                 "input": {"clip_timeout_s"},
                 "layout": {"window_batches", "shards_in_flight"},

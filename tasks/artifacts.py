@@ -22,6 +22,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_UI_URL
 
 from earwitness.addresses import without_secrets
+from earwitness.build.account_told import account_lines
 from earwitness.escaping import markdown, markdown_code, printable
 from earwitness.progress import Advanced, listen
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from earwitness.build.layout import Build, Counts, Receipt
     from earwitness.progress import Event
+    from earwitness.records import Json
 
 _log = logging.getLogger(__name__)
 
@@ -239,13 +241,15 @@ def _cause(message: str) -> str:
     return re.sub(r"^Flow run encountered an exception: (\w+: )?", "", message)
 
 
-def post_summary(build: Build, counts: Counts) -> None:
+def post_summary(build: Build, counts: Counts, account: Json | None = None) -> None:
     """Tell what a published build holds, and where.
 
     Args:
         build: A published build.
         counts: Its ledger.
+        account: What it cost, as `build.json` has it.
     """
+    cost = [f"| {name.strip()} | {markdown(told)} |" for name, told in account_lines(account)]
     reasons = [f"| rejected: {markdown(reason)} | {n:,} |" for reason, n in counts.reasons.items()]
     lines = [
         f"# {markdown(build.id)}",
@@ -259,6 +263,7 @@ def post_summary(build: Build, counts: Counts) -> None:
         f"| of them reused | {counts.reused:,} |",
         f"| cut by max_tokens | {counts.cut_by_max_tokens:,} |",
         f"| hours of audio | {counts.audio_s / 3600:,.2f} |",
+        *cost,
         *reasons,
         "",
         f"- data: {markdown_code(build.store.uri('data'))}",

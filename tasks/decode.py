@@ -8,7 +8,7 @@ from dataclasses import replace
 from prefect import task
 
 from earwitness.build.batch import BatchRef, keys_digest, load_batch, save_batch
-from earwitness.build.stages import decode_batch
+from earwitness.build.listening import decode_batch
 from earwitness.runtime import current
 from tasks.retrying import retrying
 

@@ -18,8 +18,10 @@ from tasks.telling import told
 @task(name="persist", task_run_name="persist shard {shard}", **retrying)
 def persist(build: str, shard: int, segments: Sequence[str] = ()) -> Receipt:
     """Join plan, segments and reused outcomes into data, rejections, cache and receipt."""
-    engine, worker = current().engine_version(), os.environ.get(WORKER_VARIABLE, "")
-    receipt = persist_shard(Build.at(build), shard, segments=segments, engine=engine, worker=worker)
+    runtime = current()
+    whose = {"engine": runtime.engine_version(), "worker": os.environ.get(WORKER_VARIABLE, "")}
+    with runtime.booked() as booking:
+        receipt = persist_shard(Build.at(build), shard, segments=segments, booking=booking, **whose)
     return told(receipt, shard_message(receipt))
 
 

@@ -62,7 +62,8 @@ def plan(settings: BuildSettings) -> PlannedBuild:
             f"{build.id} was planned with other settings or another model; leave out --build "
             "to start a build with these"
         )
-    return _begin(build, name, settings, settings.max_rejected, resumed=resumed)
+    gates = {"max_rejected": settings.max_rejected, **_price(settings.engine)}
+    return _begin(build, name, settings, gates, resumed=resumed)
 
 
 @task(name="plan", task_run_name="take up the build", **retrying)
@@ -75,15 +76,26 @@ def take_up(
     found = existing_build(output, build) if build else unpublished_build(output)
     settings = _continued(found.plan.settings, engine)
     name, _ = resolve_model(settings) if settings.engine.url else (settings.model, None)
-    return _begin(found, name or "", settings, max_rejected, resumed=True)
+    gates = {"max_rejected": max_rejected, **_price(engine)}
+    return _begin(found, name or "", settings, gates, resumed=True)
+
+
+def _price(engine: EngineSettings) -> dict[str, float | None]:
+    return {"price_per_hour": engine.price_per_hour}
 
 
 def _begin(
-    build: Build, model: str, settings: BuildSettings, max_rejected: float | None, *, resumed: bool
+    build: Build,
+    model: str,
+    settings: BuildSettings,
+    gates: dict[str, float | None],
+    *,
+    resumed: bool,
 ) -> PlannedBuild:
-    """Set a planned build's gate, and tell what of it is done."""
-    if max_rejected is not None:
-        build.set_gates(build.gates.model_copy(update={"max_rejected": max_rejected}))
+    """Set the gates of a planned build that this run names, and tell what of it is done."""
+    named = {name: value for name, value in gates.items() if value is not None}
+    if named:
+        build.set_gates(build.gates.model_copy(update=named))
     frozen = build.plan
     tell(Planned(build.id, frozen.rows, len(frozen.shards), resumed))
     missing = build.missing_shards()

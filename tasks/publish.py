@@ -17,8 +17,9 @@ from tasks.telling import told
 def publish(build: str) -> dict[str, Any]:
     """Verify receipts, digests and ledger; write build.json and card; move latest.json."""
     whole = Build.at(build)
-    counts: dict[str, Any] = publish_build(whole)["counts"]
-    post_summary(whole, Counts.model_validate(counts))
+    facts = publish_build(whole)
+    counts: dict[str, Any] = facts["counts"]
+    post_summary(whole, Counts.model_validate(counts), facts.get("account"))
     return told(counts, build_message(counts))
 
 

@@ -6,6 +6,7 @@ from prefect import task
 
 from earwitness.build.layout import Build
 from earwitness.build.resolve import Resolved, resolve_shard
+from earwitness.heap import trim_heap
 from earwitness.progress import Advanced, tell
 from earwitness.runtime import current
 from tasks.retrying import retrying
@@ -16,6 +17,7 @@ from tasks.telling import told
 def resolve(build: str, shard: int) -> Resolved:
     """Stat the shard's clips, look up the cache, cut the rest into batches."""
     found = resolve_shard(current(), Build.at(build), shard)
+    trim_heap()
     tell(Advanced(found.generated, found.reused, found.rejected))
     whole = not found.batches and not found.finished and found.reused > 0
     message = f"{found.reused:,} of {found.rows:,} answers reused, {found.rejected:,} rejected"

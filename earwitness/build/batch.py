@@ -27,6 +27,7 @@ from earwitness.cache.tables import (
     sighting_row,
 )
 from earwitness.cache.writing import parquet_bytes
+from earwitness.engine.account import NOTHING_BOOKED, Booking
 from earwitness.identity import KEY_VERSION
 from earwitness.records import TRANSIENT_REASONS, HeardClip, Outcome, Rejection
 from earwitness.scratch import scratch_errors
@@ -107,6 +108,22 @@ class Batch:
                 found.setdefault(clip.sha256, []).append(clip)
         return found
 
+    def side_by_side(self) -> list[RowState]:
+        """All records as they are best asked: those about the same clip together.
+
+        What an engine made of a clip it keeps for a while; the next question about it costs a part
+        of the first one. Clips, and the questions about one, stay in the order they came in.
+        """
+        places: dict[str, int] = {}
+
+        def place(row: RowState) -> int:
+            first = row.clips[0] if row.clips else ""
+            clip = self.clips.get(first)
+            content = clip.sha256 if clip is not None else None
+            return places.setdefault(content or first, len(places))
+
+        return sorted(self.rows, key=place)
+
     def reject_rows(self, max_tokens: int) -> None:
         """Decide every undecided record that has a rejected clip; its first one counts."""
         for row in self.open_rows():
@@ -165,6 +182,7 @@ _SEGMENT_SCHEMA = pa.schema(
     ]
 )
 _SIGHTINGS_KEY = b"earwitness.sightings"
+_BOOKING_KEY = b"earwitness.engine_time"
 
 
 SEGMENT_GROUP_ROWS = 4096
@@ -186,12 +204,17 @@ def decided_table(decided: Iterable[Decided]) -> pa.Table:
 
 
 def write_segment(
-    build: Build, path: str, decided: list[Decided] | pa.Table, sightings: list[ClipSighting]
+    build: Build,
+    path: str,
+    decided: list[Decided] | pa.Table,
+    sightings: list[ClipSighting],
+    booking: Booking = NOTHING_BOOKED,
 ) -> None:
     """Write decided rows as one segment: the checkpoint."""
     table = decided if isinstance(decided, pa.Table) else decided_table(decided)
     seen = json.dumps([sighting_row(sighting) for sighting in sightings])
-    metadata = {_SIGHTINGS_KEY: seen.encode()}
+    booked = json.dumps(booking.to_json())
+    metadata = {_SIGHTINGS_KEY: seen.encode(), _BOOKING_KEY: booked.encode()}
     table = table.replace_schema_metadata(metadata)
     build.store.write_bytes(path, parquet_bytes(table, SEGMENT_GROUP_ROWS))
 
@@ -212,7 +235,7 @@ class Segment:
         self._path = path
         with build.store.open(path) as file:
             parquet = pq.ParquetFile(file)
-            self.metadata = parquet.metadata.metadata or {}
+            self._metadata = dict(parquet.metadata.metadata or {})
             groups = range(parquet.num_row_groups)
             columns = [parquet.read_row_group(group, ["row", "reason"]) for group in groups]
         self.rows = [cast("list[int]", column["row"].to_pylist()) for column in columns]
@@ -249,6 +272,18 @@ class Segment:
             for row in table.to_pylist()
         ]
 
+    @property
+    def booking(self) -> Booking:
+        """The engine time that is kept with the batch."""
+        found = self._metadata.get(_BOOKING_KEY)
+        return Booking.from_json(json.loads(found)) if found else NOTHING_BOOKED
+
     def sightings(self) -> list[ClipSighting]:
         """What the batch's fetches told of its clips."""
-        return [sighting_from_row(row) for row in json.loads(self.metadata[_SIGHTINGS_KEY])]
+        return [sighting_from_row(row) for row in json.loads(self._metadata[_SIGHTINGS_KEY])]
+
+    def take_sightings(self) -> list[ClipSighting]:
+        """The same, once: a shard's joined segments hold them all, and they are what is large."""
+        found = self.sightings()
+        self._metadata[_SIGHTINGS_KEY] = b"[]"
+        return found

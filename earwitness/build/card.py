@@ -7,22 +7,25 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from earwitness.build.account_told import account_lines
 from earwitness.escaping import markdown, markdown_code
 from earwitness.manifest.fields import OutputFields
 from earwitness.settings import Format
 
 if TYPE_CHECKING:
     from earwitness.build.layout import Counts, Plan
+    from earwitness.records import Json
 
 _SECONDS_AN_HOUR = 3600
 
 
-def dataset_card(plan: Plan, counts: Counts) -> str:
+def dataset_card(plan: Plan, counts: Counts, account: Json | None = None) -> str:
     """A build's README.md: YAML header for loaders, then plain facts.
 
     Args:
         plan: The frozen plan.
         counts: The build's ledger.
+        account: What it cost, as `build.json` has it.
 
     Returns:
         Markdown.
@@ -58,6 +61,7 @@ def dataset_card(plan: Plan, counts: Counts) -> str:
         f"| tokens asked, answered | {counts.prompt_tokens:,}, {counts.completion_tokens:,} |",
         f"| model | {model['name']} ({model['kind']} {model['version']}) |",
         f"| sampling | {_sampling(plan)} |",
+        *(f"| {name.strip()} | {markdown(told)} |" for name, told in account_lines(account)),
         f"| planned | {datetime.fromisoformat(plan.planned_at).isoformat(' ', 'seconds')} |",
         "",
         (

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from earwitness.cache import SegmentCache, clip_cache, outcome_cache
+from earwitness.build.account import Account
+from earwitness.cache import SegmentCache, shared_tables
 from earwitness.errors import BuildNotFoundError
 from earwitness.records import Json
 from earwitness.settings import BuildSettings
@@ -80,10 +81,18 @@ class Gates(_Document):
     Attributes:
         max_rejected: Largest share of rejections that is published.
         retry_reasons: Remembered rejections with these reasons are asked again.
+        price_per_hour: What an hour of an engine costs.
     """
 
     max_rejected: float
     retry_reasons: tuple[str, ...] = ()
+    price_per_hour: float | None = None
+
+
+def first_gates(settings: BuildSettings) -> Gates:
+    """The gates a build is planned with."""
+    price = settings.engine.price_per_hour
+    return Gates(max_rejected=settings.max_rejected, price_per_hour=price)
 
 
 class StoredFile(_Document):
@@ -138,6 +147,7 @@ class Receipt(_Document):
         files: What the shard consists of.
         engine: Version of the engine that was asked last; empty when nothing was.
         worker: Name of the worker that did it; empty without one.
+        account: What its answers cost.
     """
 
     shard: int
@@ -145,6 +155,7 @@ class Receipt(_Document):
     files: tuple[StoredFile, ...]
     engine: str = ""
     worker: str = ""
+    account: Account = Account()
 
 
 class Build:
@@ -192,7 +203,7 @@ class Build:
         try:
             return Gates.model_validate_json(self.store.read_bytes("gates.json"))
         except FileNotFoundError:
-            return Gates(max_rejected=self.plan.settings.max_rejected)
+            return first_gates(self.plan.settings)
 
     def set_gates(self, gates: Gates) -> None:
         """Change the gates of a build that is continued."""
@@ -251,15 +262,15 @@ class Build:
         done = self.done_shards()
         return [number for number in range(len(self.plan.shards)) if number not in done]
 
-    @cached_property
+    @property
     def outcomes(self) -> SegmentCache:
         """The output's outcome cache."""
-        return outcome_cache(self.output.sub("cache"))
+        return shared_tables(self.output.root)[0]
 
-    @cached_property
+    @property
     def sightings(self) -> SegmentCache:
         """The output's clip cache."""
-        return clip_cache(self.output.sub("cache"))
+        return shared_tables(self.output.root)[1]
 
     def segment_name(self, shard: int) -> str:
         """The name of a shard's cache segments; sorts by planning time."""

@@ -9,13 +9,16 @@ from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from earwitness.build.account import Account, booked, generated
 from earwitness.build.batch import Decided, Segment
 from earwitness.build.layout import Counts, Receipt, receipt_path, work_path
 from earwitness.build.resolve import read_shard, segment_paths
 from earwitness.build.stages import too_many_failed
 from earwitness.build.writers import RejectionsFile, ShardFile, data_files
 from earwitness.cache.tables import outcome_table, sighting_table
+from earwitness.engine.account import NOTHING_BOOKED
 from earwitness.errors import BuildDamagedError, LedgerError, ShardFailedError
+from earwitness.heap import trim_heap
 from earwitness.scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -23,13 +26,20 @@ if TYPE_CHECKING:
 
     from earwitness.build.layout import Build, StoredFile
     from earwitness.cache.writing import SegmentWriter
+    from earwitness.engine.account import Booking
     from earwitness.records import Outcome, PlannedRow, Rejection
 
 CHUNK_ROWS = 1024
 
 
 def persist_shard(
-    build: Build, shard: int, *, segments: Iterable[str] = (), engine: str = "", worker: str = ""
+    build: Build,
+    shard: int,
+    *,
+    segments: Iterable[str] = (),
+    engine: str = "",
+    worker: str = "",
+    booking: Booking = NOTHING_BOOKED,
 ) -> Receipt:
     """Write a finished shard's data, rejections and cache segments, and last its receipt.
 
@@ -39,6 +49,7 @@ def persist_shard(
         segments: Paths of these, as far as known; a listing might not show the last ones yet.
         engine: Version of the engine that was asked; empty when nothing was.
         worker: Name of the worker that did the shard; empty without one.
+        booking: Engine time that no segment holds yet.
 
     Returns:
         The receipt; the one that is there already where another attempt was first.
@@ -50,10 +61,18 @@ def persist_shard(
     done = build.receipt(shard)
     if done is not None:
         return done
-    join = _Join(build, shard, segments)
+    trim_heap()
     ledger = _Ledger()
     name = build.segment_name(shard)
-    with scratch_folder() as folder, build.outcomes.writer(name) as segment:
+    with (
+        scratch_folder() as folder,
+        build.sightings.writer(name) as seen,
+        build.outcomes.writer(name) as segment,
+    ):
+        join = _Join(build, shard, segments)
+        for one in join.segments:
+            seen.add(sighting_table(one.take_sightings()))
+        trim_heap()
         fresh = _FreshOutcomes(segment)
         data = data_files(build, shard, folder)
         rejections = RejectionsFile(build, shard, folder)
@@ -67,11 +86,13 @@ def persist_shard(
         files: list[StoredFile] = [file.store() for file in data]
         if rejections.rows:
             files.append(rejections.store())
-    with build.sightings.writer(name) as seen:
-        for one in join.segments:
-            seen.add(sighting_table(one.sightings()))
     receipt = Receipt(
-        shard=shard, counts=ledger.counts, files=tuple(files), engine=engine, worker=worker
+        shard=shard,
+        counts=ledger.counts,
+        files=tuple(files),
+        engine=engine,
+        worker=worker,
+        account=ledger.asked + booked([*(one.booking for one in join.segments), booking]),
     )
     if not build.published:
         build.store.write_bytes(receipt_path(shard), receipt.to_bytes())
@@ -143,6 +164,7 @@ class _Ledger:
 
     def __init__(self) -> None:
         self.counts = Counts()
+        self.asked = Account()
         self._passing: Counter[str] = Counter()
         self._clips = 0
 
@@ -165,6 +187,7 @@ class _Ledger:
             prompt_tokens=sum(answer.prompt_tokens for answer in said),
             completion_tokens=sum(answer.completion_tokens for answer in said),
         )
+        self.asked += generated(one.outcome for one in answers if not one.reused)
 
     def check_passing(self) -> None:
         """Fail the shard when too much of it failed for reasons that will pass."""

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import earwitness
+from earwitness.build.account import Account, Basis, account_facts, basis_of, choose_basis
 from earwitness.build.card import dataset_card
 from earwitness.build.layout import FILE_FOLDERS, Build, Counts, Receipt, receipt_path, shard_path
 from earwitness.errors import (
@@ -58,7 +59,9 @@ def publish_build(build: Build) -> dict[str, Any]:
         _undo(build, damage)
     _remove_unnamed(build, files)
     facts = _facts(build, receipts, counts)
-    build.store.write_bytes("README.md", dataset_card(build.plan, counts).encode())
+    build.store.write_bytes(
+        "README.md", dataset_card(build.plan, counts, facts["account"]).encode()
+    )
     build.outcomes.merge()
     build.sightings.merge()
     build.store.write_bytes("build.json", _pretty(facts))
@@ -169,6 +172,7 @@ def _facts(build: Build, receipts: Sequence[Receipt], counts: Counts) -> dict[st
         "settings": plan.settings.model_dump(mode="json"),
         "gates": build.gates.model_dump(mode="json"),
         "counts": counts.model_dump(mode="json"),
+        "account": _account(build, receipts, counts),
         "fields": plan.fields,
         "files": [file.model_dump(mode="json") for one in receipts for file in one.files],
         "plan": {shard_path(n): shard.sha256 for n, shard in enumerate(plan.shards)},
@@ -178,6 +182,23 @@ def _facts(build: Build, receipts: Sequence[Receipt], counts: Counts) -> dict[st
             "python": platform.python_version(),
         },
     }
+
+
+def _account(build: Build, receipts: Sequence[Receipt], counts: Counts) -> dict[str, Any]:
+    spent = sum((receipt.account for receipt in receipts), Account())
+    price = build.gates.price_per_hour
+    mine = Basis(build=build.id, model=build.plan.model, account=spent, price_per_hour=price)
+    basis = choose_basis(mine, known_basis(build.output.root))
+    return account_facts(mine, basis, reused=counts.reused)
+
+
+def known_basis(output: str) -> Basis | None:
+    """What the newest published build knows of an answer's cost; None where it knows nothing."""
+    name = latest_build(output)
+    try:
+        return basis_of(Build(output, name).facts()) if name else None
+    except BuildNotFoundError:
+        return None  # removed
 
 
 def _finish(build: Build) -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from earwitness.build.choose import build_ids, new_id
-from earwitness.build.layout import Build, Gates
+from earwitness.build.layout import Build
 from earwitness.build.plan import copy_plan
 from earwitness.build.show import open_outcomes, open_segments
 from earwitness.build.status import PLANNED_OUT, build_status
@@ -62,7 +62,7 @@ def build_to_retry(source: Build, reasons: Iterable[str]) -> Build:
     for shard in build_status(source).started:
         _remember(source, shard)
     target = Build(source.output.root, new_id(source.plan.settings.layout.name))
-    gates = Gates(max_rejected=source.gates.max_rejected, retry_reasons=again)
+    gates = source.gates.model_copy(update={"retry_reasons": again})
     copy_plan(source, target, datetime.now(tz=UTC), gates)
     return target
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from cli.live import View
 from earwitness.progress import (
     Advanced,
+    EngineLoad,
     EngineReady,
     EngineStarting,
     Planned,
@@ -27,6 +28,7 @@ def told(*, terminal: bool) -> tuple[str, View]:
         tell(Planned("night-1", 12_000, 2, resumed=True))
         tell(EngineStarting("some-model", "/tmp/engine.log"))
         tell(EngineReady(41.2))
+        tell(EngineLoad(0.934))
         tell(Advanced(generated=7, reused=2, rejected=1))
         logging.getLogger("earwitness.engine").warning("the engine died")
         tell(Published("night-1"))
@@ -46,6 +48,11 @@ def test_without_a_terminal_it_says_plain_lines():
 def test_on_a_terminal_the_bar_counts_rows():
     text, _ = told(terminal=True)
     assert "7 generated, 2 reused, 1 rejected" in text
+
+
+def test_beside_the_rows_stands_how_full_the_engine_is():
+    text, _ = told(terminal=True)
+    assert "7 generated, 2 reused, 1 rejected; engine 93% full" in text
 
 
 def test_it_listens_only_while_it_is_open():

@@ -34,6 +34,7 @@ def test_columns_must_have_different_names():
         {"engine": {"url": ("http://gpu1:8000/v1",)}},
         {"engine": {"tensor_parallel_size": 2}},
         {"engine": {"request_timeout_s": 10}},
+        {"engine": {"price_per_hour": 4.5}},
         {"layout": {"window_batches": 9}},
     ],
 )

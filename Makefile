@@ -17,7 +17,7 @@ ENGINE ?= $(shell if nvidia-smi >/dev/null 2>&1; then echo engine; else echo eng
 SETUP := .make/setup-$(ENGINE)
 MODEL := demo_model/weights
 
-.PHONY: help setup demo up down demo-model check test test-integration test-e2e chaos fuzz format constraints clean
+.PHONY: help setup demo up down demo-model check test test-integration test-e2e chaos fuzz bench format constraints clean
 
 help: ## say what each target does
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -61,6 +61,9 @@ chaos: $(SETUP) ## faults and attacks, seeded: MINUTES=15 SEED=1 (hours are welc
 fuzz: $(SETUP) ## coverage-guided, of the manifest parser and the probe: FUZZ_S=600 seconds each
 	$(BIN)/python -m tests.fuzz manifest --seconds $(or $(FUZZ_S),600)
 	$(BIN)/python -m tests.fuzz headers --seconds $(or $(FUZZ_S),600)
+
+bench: $(SETUP) ## every benchmark, one table, docs/performance.md; half an hour, on a quiet machine
+	$(BIN)/python -m tests.bench
 
 demo-model: $(SETUP) ## train the demo model from nothing into out/demo-model (under 40 minutes on 2 cores)
 	$(BIN)/python -m demo_model.train out/demo-model --seed 0

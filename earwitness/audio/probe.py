@@ -82,12 +82,15 @@ def probe(path: Path, policy: AudioSettings) -> ProbedClip:
 
 
 @contextmanager
-def open_clip(path: Path, stage: Stage = Stage.VALIDATE) -> Iterator[Sound]:
+def open_clip(
+    path: Path, stage: Stage = Stage.VALIDATE, *, probed: bool = False
+) -> Iterator[Sound]:
     """Open a clip whose file is whole and whose rate and channels are supported.
 
     Args:
         path: The clip on local disk.
         stage: Where a decoder that fails inside the block is reported.
+        probed: These very bytes were found to be whole before.
 
     Yields:
         The opened clip.
@@ -95,7 +98,7 @@ def open_clip(path: Path, stage: Stage = Stage.VALIDATE) -> Iterator[Sound]:
     Raises:
         BadRecordError: `not_audio`, `truncated`, `unsupported_audio`, `decode_failed`.
     """
-    missing = headers.missing_bytes(path)
+    missing = 0 if probed else headers.missing_bytes(path)
     if missing:
         raise _rejected(
             Reason.TRUNCATED,

@@ -6,10 +6,11 @@ import hashlib
 import secrets
 from typing import TYPE_CHECKING
 
-from earwitness.errors import BadRecordError, disk_error
+from earwitness.errors import BadRecordError, DiskError, disk_error
 from earwitness.records import Reason, Rejection, Stage
 
 if TYPE_CHECKING:
+    from io import FileIO
     from pathlib import Path
 
 CHUNK_BYTES = 2**20
@@ -29,7 +30,7 @@ class ClipSink:
         self._max_bytes = max_bytes
         self._temporary = folder / f".tmp-{secrets.token_hex(6)}"
         self._sha256 = hashlib.sha256()
-        self._file = self._temporary.open("wb", buffering=0)
+        self._file: FileIO | None = None
         self.size_bytes = 0
 
     def expect(self, size_bytes: int | None) -> None:
@@ -50,22 +51,33 @@ class ClipSink:
 
         Raises:
             BadRecordError: `clip_too_large`.
-            DiskError: The scratch folder's disk is full.
+            DiskError: The scratch folder's disk is full, or the folder cannot be written.
         """
         self.size_bytes += len(chunk)
         if self.size_bytes > self._max_bytes:
             detail = f"the clip has more than {self._max_bytes:,} bytes (audio.max_clip_bytes)"
             raise BadRecordError(Rejection(Stage.FETCH, Reason.CLIP_TOO_LARGE, detail))
         self._sha256.update(chunk)
+        # opened here and not before: in the thread that writes, not in the event loop
+        file = self._file = self._file or self._opened()
         rest = memoryview(chunk)
         try:
             while rest:
-                rest = rest[self._file.write(rest) :]
+                rest = rest[file.write(rest) :]
         except OSError as error:
             full = disk_error(error, f"the scratch folder {self._folder}")
             if full is not None:
                 raise full from error
             raise
+
+    def _opened(self) -> FileIO:
+        try:
+            return self._temporary.open("wb", buffering=0)
+        except OSError as error:
+            # never as it is: whoever reads a clip takes "no such file" for the clip's own fault
+            where = f"the scratch folder {self._folder}"
+            full = disk_error(error, where)
+            raise full or DiskError(f"{where} cannot be written: {error.strerror}") from error
 
     def finish(self) -> tuple[str, Path]:
         """Give the clip its name.
@@ -76,16 +88,18 @@ class ClipSink:
         Raises:
             BadRecordError: `clip_empty`.
         """
-        if self.size_bytes == 0:
+        if self._file is None or self.size_bytes == 0:
             detail = "the clip has no bytes at all"
             raise BadRecordError(Rejection(Stage.FETCH, Reason.CLIP_EMPTY, detail))
         self._file.close()
         sha256 = self._sha256.hexdigest()
         path = self._folder / sha256
         self._temporary.replace(path)
+        self._file = None
         return sha256, path
 
     def discard(self) -> None:
         """Leave nothing behind; harmless after `finish`."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        if self._file is not None:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)

@@ -88,18 +88,18 @@ def opened(path: Path) -> Iterator[Sound]:
         BadRecordError: `not_audio`, or `decode_failed` for audio too damaged to be opened.
         FileNotFoundError: There is no such file.
     """
-    with path.open("rb") as file:
-        head = file.read(4096)
     sound = _open_soundfile(path) or _open_av(path)
     if sound is None:
-        raise _unreadable(head)
+        raise _unreadable(path)
     try:
         yield sound
     finally:
         sound.close()
 
 
-def _unreadable(head: bytes) -> BadRecordError:
+def _unreadable(path: Path) -> BadRecordError:
+    with path.open("rb") as file:
+        head = file.read(4096)
     kind = headers.audio_kind(head)
     if kind:
         detail = f"starts like {kind}, but no decoder can open it"

@@ -2,15 +2,15 @@
 
 Workers are forked from a small server process that has the decoders loaded (`forkserver`), so
 that a new one takes milliseconds and shares its memory. Each worker has its own pipe and is fed
-by its own thread: no queue is shared, so a crash can neither lose nor spoil another clip.
+by its own thread: no queue is shared, so a crash can neither lose nor spoil another clip. Clips go
+to a worker several at a time, since the way there and back costs as much as a small clip; where
+that ends badly, each is tried again alone.
 """
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
-import resource
 import signal
 import sys
 import threading
@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from earwitness.audio import decode as decoding
 from earwitness.audio import probe as probing
+from earwitness.audio.worker import call_each, serve
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason, Rejection, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
     from multiprocessing.connection import Connection
     from pathlib import Path
@@ -40,9 +41,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S = 120.0
-MEMORY_LIMIT_BYTES = 4 * 2**30
-"""Address space of one worker: a header that lies about its size cannot take the machine."""
-_PR_SET_PDEATHSIG = 1
+SEVERAL_CLIPS = 8
+"""How many clips are worth sending to a worker at once; more would only leave others idle."""
+_SEVERAL_S = 1.0
+"""After so long a worker gives back what it has of several clips: time-outs are for one clip."""
 
 _launching = threading.Lock()
 _open_pools = 0
@@ -82,9 +84,29 @@ class DecodePool:
         job = partial(self._run, Stage.DECODE, decoding.decode)
         return self._threads.submit(job, path, destination, policy)
 
+    def probe_each(
+        self, paths: Sequence[Path], policy: AudioSettings
+    ) -> Future[list[ProbedClip | Rejection]]:
+        """`probe` of several clips in one worker; rejections come in the place of results."""
+        many = [(path, policy) for path in paths]
+        return self._threads.submit(self._run_each, Stage.VALIDATE, probing.probe, many)
+
+    def decode_each(
+        self, files: Sequence[tuple[Path, Path]], policy: AudioSettings
+    ) -> Future[list[DecodedClip | Rejection]]:
+        """`decode` of several clips in one worker, each with its destination; likewise."""
+        many = [(path, destination, policy) for path, destination in files]
+        return self._threads.submit(self._run_each, Stage.DECODE, decoding.decode, many)
+
     def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
         """Any importable function, in a worker, under the same protection."""
         return self._threads.submit(self._run, Stage.DECODE, function, *arguments)
+
+    def submit_each(
+        self, function: Callable[..., T], many: Sequence[tuple[Any, ...]]
+    ) -> Future[list[T | Rejection]]:
+        """Any importable function, once for each of several clips, in one worker."""
+        return self._threads.submit(self._run_each, Stage.DECODE, function, many)
 
     def close(self) -> None:
         """Stop all work at once and leave no process behind."""
@@ -116,6 +138,30 @@ class DecodePool:
             raise BadRecordError(Rejection(stage, Reason.DECODER_CRASH, detail)) from None
         finally:
             self._idle.put(worker)
+
+    def _run_each(
+        self, stage: Stage, function: Callable[..., T], many: Sequence[tuple[Any, ...]]
+    ) -> list[T | Rejection]:
+        found: list[T | Rejection] = []
+        while left := many[len(found) :]:
+            worker = self._idle.get()
+            try:
+                found += self._ask(worker, stage, call_each, (function, left, _SEVERAL_S))
+                continue
+            except (EOFError, BadRecordError):
+                pass  # one of them crashed it, or took too long
+            finally:
+                self._idle.put(worker)
+            found += [self._run_alone(stage, function, arguments) for arguments in left]
+        return found
+
+    def _run_alone(
+        self, stage: Stage, function: Callable[..., T], arguments: tuple[Any, ...]
+    ) -> T | Rejection:
+        try:
+            return self._run(stage, function, *arguments)
+        except BadRecordError as error:
+            return error.rejection
 
     def _ask(
         self, worker: _Worker, stage: Stage, function: Callable[..., T], arguments: tuple[Any, ...]
@@ -187,7 +233,7 @@ class _Worker:
         context = multiprocessing.get_context("forkserver")
         ours, theirs = context.Pipe()
         with theirs:
-            process = ForkServerProcess(target=_serve, args=(theirs,), daemon=True)
+            process = ForkServerProcess(target=serve, args=(theirs,), daemon=True)
             with _launching, _main_hidden(), _interrupt_blocked():
                 context.set_forkserver_preload(["earwitness.audio.preload"])
                 process.start()
@@ -203,36 +249,6 @@ def _interrupt_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _serve(pipe: Connection) -> None:
-    """A worker's life: answer calls until the owner is gone."""
-    _protect()
-    while True:
-        try:
-            function, arguments = pipe.recv()
-        except (EOFError, OSError):
-            return
-        answer: tuple[Exception | None, Any]
-        try:
-            answer = (None, function(*arguments))
-        except Exception as error:  # noqa: BLE001 - goes to the caller as it is
-            answer = (error, None)
-        pipe.send(answer)
-
-
-def _protect() -> None:
-    # The parent is the fork server, which ends when nobody holds its pipe any more. multiprocessing
-    # lets every child hold it; without this line workers would keep it, and so themselves, alive.
-    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]  # noqa: SLF001
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # mpg123 and others write warnings there, past Python; errors travel as exceptions
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 2)
-    os.close(silent)
 
 
 @contextmanager

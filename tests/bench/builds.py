@@ -27,7 +27,9 @@ bound_heap()  # as the command line does, before there are threads
 from earwitness.settings import BuildSettings
 from flows.build_dataset import build_dataset
 given = BuildSettings.model_validate_json(sys.argv[1])
-fields = ("model", "question", "max_tokens", "engine", "audio", "input", "layout")
+fields = (
+    "model", "question", "max_tokens", "engine", "sampling", "audio", "input", "layout"
+)
 chosen = {name: getattr(given, name) for name in fields if name in given.model_fields_set}
 counts = build_dataset(given.manifest, given.output, **chosen)
 print(json.dumps(counts))

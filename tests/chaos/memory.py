@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Self
 
-from earwitness.audio.workers import MEMORY_LIMIT_BYTES
+from earwitness.audio.worker import MEMORY_LIMIT_BYTES
 from tests.chaos.report import Held
 
 WORKER_LIMIT_MIB = 512

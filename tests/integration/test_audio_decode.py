@@ -118,6 +118,57 @@ def test_mono_16_bit_at_the_models_rate_passes_through_sample_for_sample(tmp_pat
     assert np.array_equal(soundfile.read(str(destination), dtype="int16")[0], pcm)
 
 
+def with_a_note(path: Path) -> Path:
+    """The same sound with one more chunk at its end: nothing is handed on as it is."""
+    data = path.read_bytes() + b"note\x02\0\0\0hi"
+    noted = path.with_suffix(".noted")
+    noted.write_bytes(data[:4] + (len(data) - 8).to_bytes(4, "little") + data[8:])
+    return noted
+
+
+def test_what_is_what_the_engine_hears_already_is_not_written_again(tmp_path):
+    pcm = np.arange(-32768, 32768, 3, dtype=np.int16)
+    path = write(tmp_path / "clip", pcm, 16_000, format="WAV")
+    told = decode(path, tmp_path / "heard.wav", POLICY)
+    assert (tmp_path / "heard.wav").samefile(path)
+    assert decode(with_a_note(path), tmp_path / "written.wav", POLICY) == told
+    assert (tmp_path / "written.wav").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("samples", "policy"),
+    [
+        (tone(0.5, 16_000) * 0, POLICY),
+        (tone(0.5, 16_000) / 0.4 * 0.0009, POLICY),
+        (tone(0.01, 16_000), POLICY),
+        (tone(2.0, 16_000), AudioSettings(max_duration_s=1)),
+    ],
+    ids=["silent", "nearly silent", "too short", "too long"],
+)
+def test_what_could_be_handed_on_is_refused_like_any_other_clip(tmp_path, samples, policy):
+    path = write(tmp_path / "clip", samples, 16_000, format="WAV", subtype="PCM_16")
+    found = rejection(decode, path, tmp_path / "out", policy)
+    assert found == rejection(decode, with_a_note(path), tmp_path / "out", policy)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_could_be_handed_on_is_cut_like_any_other_clip(tmp_path):
+    path = write(tmp_path / "clip", tone(2.0, 16_000), 16_000, format="WAV", subtype="PCM_16")
+    clip, samples = heard(path, AudioSettings(max_duration_s=0.5, too_long=TooLong.CUT))
+    assert (clip.duration_s, clip.heard_s, len(samples)) == (2.0, 0.5, 8_000)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1e-30, 1e-4, 1.0, 1e6]))
+def test_two_channels_are_averaged_in_double_precision(tmp_path_factory, seed, scale):
+    stereo = np.random.default_rng(seed).standard_normal((4_000, 2)).astype(np.float32) * scale
+    path = tmp_path_factory.mktemp("stereo") / "clip"
+    write(path, stereo.astype(np.float32), 16_000, format="WAV", subtype="FLOAT")
+    pcm = to_pcm16(stereo.astype(np.float32).mean(axis=1, dtype=np.float64).astype(np.float32))
+    decode(path, path.with_suffix(".wav"), AudioSettings(silence=Silence.KEEP))
+    assert np.array_equal(soundfile.read(path.with_suffix(".wav"), dtype="int16")[0], pcm)
+
+
 def test_every_16_bit_value_survives_the_way_to_float_and_back():
     pcm = np.arange(-32768, 32768).astype(np.int16)
     assert np.array_equal(to_pcm16((pcm / 32768).astype(np.float32)), pcm)

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from earwitness.audio.probe import ProbedClip
 from earwitness.audio.workers import DecodePool
 from earwitness.errors import BadRecordError
-from earwitness.records import Reason, Stage
+from earwitness.records import Reason, Rejection, Stage
 from earwitness.settings import AudioSettings
 
 POLICY = AudioSettings(max_duration_s=30)
@@ -93,6 +94,48 @@ def test_a_clip_that_takes_too_long_is_given_up(clip):
         assert isinstance(error, BadRecordError)
         assert error.rejection.reason is Reason.DECODE_TIMEOUT
         assert pool.probe(clip, POLICY).result(60).duration_s == 1.0
+
+
+def test_several_clips_come_back_in_order_with_rejections_in_their_places(pool, clip, tmp_path):
+    (tmp_path / "page.wav").write_text("<html></html>")
+    found = pool.probe_each([clip, tmp_path / "page.wav", clip], POLICY).result(60)
+    assert [type(one) for one in found] == [ProbedClip, Rejection, ProbedClip]
+    assert found[1].reason is Reason.NOT_AUDIO
+    files = [(clip, tmp_path / "a.wav"), (tmp_path / "page.wav", tmp_path / "b.wav")]
+    heard, refused = pool.decode_each(files, POLICY).result(60)
+    assert heard.heard_s == soundfile.info(str(tmp_path / "a.wav")).duration == 1.0
+    assert refused.reason is Reason.NOT_AUDIO
+    assert not (tmp_path / "b.wav").exists()
+
+
+def _crash_at_two(number: int) -> int:
+    if number == 2:
+        ctypes.string_at(0)
+    return number
+
+
+def test_a_crash_among_several_clips_costs_one_of_them(pool):
+    found = pool.submit_each(_crash_at_two, [(1,), (2,), (3,)]).result(60)
+    assert (found[0], found[2]) == (1, 3)
+    assert found[1].reason is Reason.DECODER_CRASH
+
+
+def test_a_clip_among_several_that_takes_too_long_is_given_up_alone():
+    with DecodePool(1, timeout_s=1.0) as pool:
+        pool.submit(int).result(60)
+        found = pool.submit_each(time.sleep, [(0,), (60,), (0,)]).result(60)
+        assert (found[0], found[2]) == (None, None)
+        assert found[1].reason is Reason.DECODE_TIMEOUT
+
+
+def test_several_slow_clips_may_take_longer_than_one_is_given():
+    with DecodePool(1, timeout_s=2.5) as pool:
+        pool.submit(int).result(60)
+        assert pool.submit_each(time.sleep, [(0.6,)] * 5).result(60) == [None] * 5
+
+
+def test_an_error_that_is_no_clips_own_fails_all_of_them(pool):
+    assert isinstance(pool.submit_each(bytes, [(1,), (8 * 2**30,)]).exception(60), MemoryError)
 
 
 def test_memory_is_bounded(pool):

@@ -12,7 +12,7 @@ from earwitness.access import SCHEMES, AccessPolicy
 from earwitness.audio.fetch import ClipFetcher, unavailable
 from earwitness.audio.source import retried, shown
 from earwitness.audio.stat import stat_clips
-from earwitness.errors import BadRecordError, StorageUnavailableError
+from earwitness.errors import BadRecordError, DiskError, StorageUnavailableError
 from earwitness.patience import Patience
 from earwitness.records import Reason, Rejection, Stage
 
@@ -116,6 +116,18 @@ async def test_a_clip_over_the_limit_is_rejected(clip, scratch):
 async def test_a_clip_that_may_not_be_read_is_denied(clip, scratch):
     clip.chmod(0)
     assert (await refusal(str(clip), scratch)).reason is Reason.ACCESS_DENIED
+
+
+async def test_a_clip_is_not_missing_when_the_scratch_folder_is(clip, tmp_path):
+    with pytest.raises(DiskError, match="cannot be written"):
+        await fetch(str(clip), tmp_path / "gone")
+
+
+async def test_a_clip_that_comes_in_many_pieces_is_whole(tmp_path, scratch):
+    for size in (2**20 - 1, 2**20, 2**20 + 1, 2 * 2**20):
+        data = os.urandom(size)
+        (tmp_path / "clip").write_bytes(data)
+        assert (await fetch(str(tmp_path / "clip"), scratch)).path.read_bytes() == data
 
 
 async def test_other_file_systems_are_read_through_fsspec(scratch):

@@ -30,6 +30,8 @@ SETUP = (HOUSE / "deployments/setup.py").read_text()
 SETUP_OPTIONS = {"--default-limit", "--gpu-limit", *re.findall(r'"(--[a-z-]+)"', SETUP)}
 # prefect deploy, systemctl, useradd, docker compose, vllm serve, everything
 OTHERS_OPTIONS = {"--all", "--now", "--system", "--profile", "--enforce-eager", "--help"}
+# the benchmarks' own: python -m tests.bench --help
+OTHERS_OPTIONS |= {"--only"}
 # flags of vLLM that the pages say are refused
 OTHERS_OPTIONS |= {"--api-key", "--hf-token"}
 DEPLOYMENTS = {

@@ -1,0 +1,160 @@
+"""Where `tests.bench.rebuild` builds: clips, manifests, an engine and an S3 that count."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import file_digest
+from typing import TYPE_CHECKING, Any
+
+from earwitness.cache.tables import ClipSighting, clip_cache, sighting_table
+from earwitness.storage import Store
+from tests.bench.builds import Cost, build
+from tests.integration.workbench import (
+    CREDENTIALS,
+    LONG_AGO_S,
+    S3Server,
+    record,
+    tone,
+    write_clip,
+    write_manifest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FEW = 10
+"""Records of the build that shows what the start costs."""
+CLIPS_A_FOLDER = 1000
+CHANGED = 100
+"""One record in so many is changed."""
+ENGINE = """
+import sys
+from pathlib import Path
+from earwitness.engine.standin import main
+with Path(sys.argv[1]).open("ab") as starts:
+    starts.write(b"*")
+main(sys.argv[2:])
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where builds read and write, and what they are run with.
+
+    Attributes:
+        folder: For everything.
+        source: The manifest's folder, as a local path.
+        uri: The same as builds see it.
+        environment: Of the builds' processes.
+        url: Of an engine that runs already; without one a build would start its own.
+    """
+
+    folder: Path
+    source: Path
+    uri: str
+    environment: dict[str, str]
+    url: str = ""
+
+    @property
+    def starts(self) -> int:
+        """Engine starts so far."""
+        return _size(self.folder / "starts")
+
+    @property
+    def requests(self) -> int:
+        """Engine requests so far."""
+        return _size(self.folder / "requests")
+
+    def build(self, output: str, manifest: str = "manifest.jsonl") -> Cost:
+        """Build a manifest of this place's source in a process of its own."""
+        code = self.folder / "engine.py"
+        code.write_text(ENGINE, encoding="utf-8")
+        counted = ["--count-file", str(self.folder / "requests")]
+        command = [sys.executable, str(code), str(self.folder / "starts"), *counted]
+        settings = {
+            "manifest": f"{self.uri}/{manifest}",
+            "output": output,
+            "model": str(model_folder(self.folder)),
+            "engine": {"url": [self.url]} if self.url else {"command": command},
+        }
+        return build(settings, self.environment)
+
+
+def write_input(folder: Path, rows: int, asked: str = "What is it?", pitch_hz: float = 0.0) -> None:
+    """Clips under common prefixes, each of its own, and manifests that ask about all and a few.
+
+    One record in `CHANGED` is asked `asked`; where `pitch_hz` is given, its clip is another one.
+    """
+    records = []
+    for row in range(rows):
+        name = f"clips/{row // CLIPS_A_FOLDER:03d}/{row:07d}.wav"
+        changed = row % CHANGED == 0
+        if not (folder / name).exists():
+            write_clip(folder / name, _sound(row))
+        elif changed and pitch_hz:
+            write_clip(folder / name, _sound(row, pitch_hz))
+            os.utime(folder / name, (LONG_AGO_S + 1, LONG_AGO_S + 1))
+        records.append(record(name, asked if changed else "What is it?", id=row))
+    write_manifest(folder / "manifest.jsonl", records)
+    write_manifest(folder / "few.jsonl", records[1 : 1 + FEW])
+
+
+def _sound(row: int, pitch_hz: float = 0.0) -> Any:
+    return tone(100 + row % 7000 + pitch_hz, 0.06 + row // 7000 / 1000)
+
+
+def seed_cache(source: Path, bucket: Path) -> None:
+    """Give an output on S3 the cache that a first build there would have left."""
+    here, there = source.parents[2] / "out" / "cache", Store(str(bucket / "out" / "cache"))
+    for segment in sorted((here / "outcomes" / "segments").glob("*.parquet")):
+        there.sub("outcomes").upload(segment, f"segments/{segment.name}")
+    seen = []
+    for clip in sorted(source.glob("clips/*/*.wav")):
+        with clip.open("rb") as file:
+            etag = file_digest(file, "md5").hexdigest()
+            sha256 = file_digest(file, "sha256").hexdigest() if not file.seek(0) else ""
+        uri = f"s3://bucket/in/{clip.relative_to(source).as_posix()}"
+        seen.append(ClipSighting(uri, f"{clip.stat().st_size}:{etag}", sha256))
+    for shard, start in enumerate(range(0, len(seen), 20_000)):
+        rows = sighting_table(seen[start : start + 20_000])
+        name = f"2026-01-01T000000.000000+0000-first.shard-{shard:05d}"
+        clip_cache(there).write(name, rows)
+
+
+@contextmanager
+def s3_endpoint(folder: Path) -> Iterator[tuple[S3Server, dict[str, str]]]:
+    buckets = S3Server(folder / "buckets", folder / "s3.log")
+    server = buckets.start()
+    key, secret = CREDENTIALS
+    try:
+        yield (
+            buckets,
+            {
+                "AWS_ENDPOINT_URL": buckets.url,
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_ACCESS_KEY_ID": key,
+                "AWS_SECRET_ACCESS_KEY": secret,
+            },
+        )
+    finally:
+        server.stop()
+
+
+def s3_calls(buckets: S3Server) -> int:
+    return buckets.log_path.read_text(encoding="utf-8").count("serve s3: ")
+
+
+def model_folder(folder: Path) -> Path:
+    """A folder that names a model; nothing loads it."""
+    model = folder / "model"
+    model.mkdir(exist_ok=True)
+    (model / "config.json").write_text('{"architectures": ["None"]}', encoding="utf-8")
+    return model
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -32,6 +32,9 @@ _OPPOSITES: dict[Path, str] = {("input", "trusted"): "--untrusted"}
 _REPEATED: frozenset[Path] = frozenset({("engine", "url"), ("input", "allow")})
 """Lists whose option is given once for each item."""
 
+_OR_NONE: frozenset[Path] = frozenset({("sampling", "seed")})
+"""Settings that `none` turns off, where not giving them means something else."""
+
 _NO_OPTION: frozenset[Path] = frozenset({("manifest",), ("output",), ("engine", "vllm_args")})
 """Arguments, and what follows `--`."""
 
@@ -101,7 +104,7 @@ class Option:
             return [name.strip() for name in given.split(",") if name.strip()]
         if self.path == ("engine", "command"):
             return shlex.split(given)
-        return given
+        return None if self.path in _OR_NONE and given.lower() == "none" else given
 
 
 _METAVARS: dict[Path, str] = {
@@ -109,6 +112,7 @@ _METAVARS: dict[Path, str] = {
     ("input", "allow"): "WHERE",
     ("layout", "formats"): "parquet,jsonl",
     ("engine", "command"): "COMMAND",
+    ("sampling", "seed"): "NUMBER|none",
 }
 
 
@@ -229,12 +233,14 @@ def _plain(annotation: Any) -> Any:
 def _kind(kind: Any, path: Path) -> Any:
     if get_origin(kind) is tuple:
         return list[str] if path in _REPEATED else str
-    return kind
+    return str if path in _OR_NONE else kind
 
 
 def _default(default: Any, path: Path) -> Any:
     if path == ("layout", "formats"):
         return ",".join(default)
+    if path in _OR_NONE:
+        return str(default)
     return None if default == () else default
 
 

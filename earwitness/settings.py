@@ -115,8 +115,9 @@ class SamplingSettings(_Model):
     """Choose among this many likeliest words; -1 or 0: no limit."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     """Above 1: words said before become less likely."""
-    seed: int = 0
-    """Each request's own seed derives from this and from what is asked."""
+    seed: int | None = 0
+    """Each request's own seed derives from this and from what is asked; none: requests have no
+    seed, so that vLLM samples them together, faster, and differently each time."""
 
 
 class EngineSettings(_Model):

@@ -270,7 +270,7 @@ async def _ask(
         clips=tuple(audio / f"{clip.sha256}.wav" for clip in heard),
         sampling=settings.sampling,
         max_tokens=settings.max_tokens,
-        seed=request_seed(row.cache_key),
+        seed=None if settings.sampling.seed is None else request_seed(row.cache_key),
     )
     said = await runtime.engine.ask(request)
     limits = (settings.max_tokens, settings.engine.max_model_len)

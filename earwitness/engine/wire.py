@@ -45,14 +45,14 @@ class AskRequest:
         clips: The decoded clips, in the record's order.
         sampling: How the answer is sampled.
         max_tokens: Longest answer, in tokens.
-        seed: This request's own seed.
+        seed: This request's own seed; None: the engine draws as it likes.
     """
 
     messages: tuple[Message, ...]
     clips: tuple[Path, ...]
     sampling: SamplingSettings
     max_tokens: int
-    seed: int
+    seed: int | None
 
     def encoded(self, model: str, *, inline: bool) -> bytes:
         """The body to send; reads the clips when they travel inside it.
@@ -102,7 +102,7 @@ def chat_payload(request: AskRequest, model: str, *, inline: bool) -> dict[str, 
         "top_p": sampling.top_p,
         "top_k": max(sampling.top_k, 0),
         "repetition_penalty": sampling.repetition_penalty,
-        "seed": request.seed,
+        **({} if request.seed is None else {"seed": request.seed}),
         "stream": False,
     }
 

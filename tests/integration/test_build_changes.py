@@ -196,9 +196,16 @@ def test_other_weights_in_the_same_folder_are_asked_everything(night, start_stan
     assert asked == [4, 0, 4]
 
 
-def test_another_sampling_parameter_asks_everything(night):
-    night.build(sampling=SamplingSettings(temperature=0.7))
+@pytest.mark.parametrize("changed", [{"temperature": 0.7}, {"seed": 1}, {"seed": None}])
+def test_another_sampling_parameter_asks_everything(night, changed):
+    night.build(sampling=SamplingSettings(**changed))
     assert night.asked == ASKED_ROWS
+
+
+def test_answers_without_seeds_are_kept_like_others(night):
+    night.build(sampling=SamplingSettings(seed=None))
+    night.build(sampling=SamplingSettings(seed=None))
+    assert night.asked == 0
 
 
 def test_a_reordered_manifest_asks_nothing_and_answers_follow_their_rows(night, first_night):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -56,6 +57,11 @@ def test_every_sampling_parameter_is_named_so_that_no_default_decides(request_of
         "model": "m", "max_tokens": 7, "temperature": 0.3, "top_p": 0.9, "top_k": 0,
         "repetition_penalty": 1.0, "seed": 3, "stream": False,
     }.items()  # fmt: skip
+
+
+def test_without_a_seed_none_is_sent(request_of_two_clips):
+    payload = chat_payload(replace(request_of_two_clips, seed=None), "m", inline=False)
+    assert "seed" not in payload
 
 
 def test_clips_go_where_their_parts_are(request_of_two_clips):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from earwitness.settings import EngineSettings
 
 _SAMPLE_EVERY_S = 10.0
-_PATIENCE_S = 2.0
+_PATIENCE_S = 5.0
 _TOKENS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
 _UNREADABLE = (EngineUnavailableError, SettingsError, CredentialsError, TimeoutError)
 

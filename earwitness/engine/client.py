@@ -181,7 +181,7 @@ class Engine:
         lane = await self._enter(case)
         alone = case.home is not None
         try:
-            known = await self._judge.known(request, case) if alone else None
+            known = await self._judge.known(request, case) if self._judge.doubts(case) else None
             result = known or await self._send(request, case, lane)
         finally:
             if alone:

@@ -84,6 +84,7 @@ class Judge:
         self._busy_timeout_s = busy_timeout_s
         self._explained: set[int] = set()
         self._convicted_s: dict[bytes, tuple[float, Rejection]] = {}
+        self._last_verdict_s = 0.0
 
     def heard(self, lane: Lane) -> None:
         """Takes note that the engine works: it was the convicted records that killed it.
@@ -97,8 +98,16 @@ class Judge:
             self._keeper.explain(self._explained)
             self._explained = set()
 
+    def doubts(self, case: Case) -> bool:
+        """True for a suspect, and for who waited while a verdict fell that may be its own, too.
+
+        Args:
+            case: A request's history.
+        """
+        return case.home is not None or self._last_verdict_s > case.started_s
+
     async def known(self, request: Request, case: Case) -> Rejection | None:
-        """The verdict on a suspect whose very question was convicted while it waited.
+        """The verdict on a question that was convicted while it waited to be asked.
 
         Two shards may ask the same: their record need not kill the engine once for each. Who
         asks only later is heard, so that a record can be tried again.
@@ -160,7 +169,8 @@ class Judge:
         if lane.hung:
             # it may have been slow: such a record is tried again another day
             verdict = Rejection(Stage.GENERATE, Reason.ENGINE_TIMEOUT, _HUNG)
-        self._convicted_s[case.digest] = (time.monotonic(), verdict)
+        self._last_verdict_s = time.monotonic()
+        self._convicted_s[case.digest] = (self._last_verdict_s, verdict)
         return verdict
 
     def _suspect(self, case: Case, lane: Lane) -> None:

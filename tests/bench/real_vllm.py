@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GOAL = 1.05
-CLIPS = 300
+CLIPS = 1000
 ROUNDS = 2
 SLOTS = 32
 MAX_TOKENS = 32

@@ -39,7 +39,9 @@ def s3_bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     keys = f"{S3_KEY},{S3_SECRET}"
-    command = [RCLONE, "serve", "s3", "--addr", address, "--auth-key", keys, str(folder)]
+    # folders are looked at anew: tests make buckets behind its back
+    command = [RCLONE, "serve", "s3", "--addr", address, "--auth-key", keys]
+    command += ["--dir-cache-time", "0", str(folder)]
     server = start_guarded(command, log_path=folder.parent / "s3.log")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:

@@ -188,6 +188,17 @@ async def test_one_that_kills_the_engine_is_one_rejection_and_the_others_are_ans
     assert rejected == {POISON: Reason.ENGINE_CRASH}
 
 
+async def test_the_same_question_waiting_behind_it_does_not_kill_the_engine_again(own, tmp_path):
+    starts = tmp_path / "starts"
+    flags = ("--crash-on", POISON, "--latency-s", "0.05", "--starts-file", str(starts))
+    async with own(*flags, max_num_seqs=2) as engine:
+        texts = [POISON, *(f"question {number}" for number in range(10)), POISON]
+        results = await ask_all(engine, texts)
+    rejected = [n for n, result in enumerate(results) if not isinstance(result, Answer)]
+    assert rejected == [0, 11]
+    assert starts.stat().st_size == 3  # it died once with others, once alone
+
+
 async def test_answers_are_the_same_whether_or_not_the_engine_died_meanwhile(own):
     texts = [f"question {number}" for number in range(12)]
     async with own() as undisturbed:

@@ -24,6 +24,8 @@ from earwitness.engine.guardian import Guarded, start_guarded
 
 RCLONE = shutil.which("rclone") or str(Path(sys.executable).parent / "rclone")
 CREDENTIALS = ("key", "secret")
+FRESH = ("--dir-cache-time", "0")
+"""Folders are looked at anew: tests make buckets behind rclone's back."""
 LONG_AGO_S = 1_600_000_000
 """A modification time that a stamp may be trusted at once with."""
 
@@ -136,7 +138,7 @@ class S3Server:
         address = f"127.0.0.1:{free_port()}"
         self.url = f"http://{address}"
         keys = ",".join(CREDENTIALS)
-        command = [RCLONE, "serve", "s3", "--addr", address, "--auth-key", keys, "-vv"]
+        command = [RCLONE, "serve", "s3", "--addr", address, "--auth-key", keys, "-vv", *FRESH]
         server = start_guarded([*command, str(self.folder)], log_path=self.log_path)
         wait_for(self.url, server, self.log_path)
         return server

@@ -107,6 +107,15 @@ async def test_who_asked_the_same_before_the_verdict_shares_it(court):
     assert await court[0].known(Question(b"innocent"), other) is None
 
 
+async def test_only_who_waited_while_a_verdict_fell_is_looked_up(court):
+    court[1].dead = True
+    waited, judge = Case(), court[0]
+    assert not judge.doubts(waited)
+    await alone(court, Case())
+    assert judge.doubts(waited)
+    assert not judge.doubts(Case())
+
+
 async def test_who_asks_after_the_verdict_is_heard(court):
     court[1].dead = True
     await alone(court, Case())

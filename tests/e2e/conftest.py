@@ -41,7 +41,7 @@ def s3_bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     keys = f"{S3_KEY},{S3_SECRET}"
     # folders are looked at anew: tests make buckets behind its back
     command = [RCLONE, "serve", "s3", "--addr", address, "--auth-key", keys]
-    command += ["--dir-cache-time", "0", str(folder)]
+    command += ["--dir-cache-time", "100ms", str(folder)]
     server = start_guarded(command, log_path=folder.parent / "s3.log")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:

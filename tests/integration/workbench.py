@@ -24,7 +24,7 @@ from earwitness.engine.guardian import Guarded, start_guarded
 
 RCLONE = shutil.which("rclone") or str(Path(sys.executable).parent / "rclone")
 CREDENTIALS = ("key", "secret")
-FRESH = ("--dir-cache-time", "0")
+FRESH = ("--dir-cache-time", "100ms")
 """Folders are looked at anew: tests make buckets behind rclone's back."""
 LONG_AGO_S = 1_600_000_000
 """A modification time that a stamp may be trusted at once with."""

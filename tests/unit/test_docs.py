@@ -31,7 +31,8 @@ SETUP_OPTIONS = {"--default-limit", "--gpu-limit", *re.findall(r'"(--[a-z-]+)"',
 # prefect deploy, systemctl, useradd, docker compose, vllm serve, everything
 OTHERS_OPTIONS = {"--all", "--now", "--system", "--profile", "--enforce-eager", "--help"}
 # the benchmarks' own: python -m tests.bench --help
-OTHERS_OPTIONS |= {"--only"}
+for _script in (HOUSE / "tests/bench").glob("*.py"):
+    OTHERS_OPTIONS |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', _script.read_text()))
 # flags of vLLM that the pages say are refused
 OTHERS_OPTIONS |= {"--api-key", "--hf-token"}
 DEPLOYMENTS = {

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from workbench import record, tone, write_clip, write_manifest
 
+from tests.bench.processes import workers_kib
+
 if TYPE_CHECKING:
     from workbench import StandIn
 
@@ -40,26 +42,6 @@ print(counts["generated"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def descendants(pid: int) -> set[int]:
-    found: set[int] = set()
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            listed = {int(child) for child in children.read_text().split()}
-        except OSError:
-            continue  # that thread has ended
-        found |= listed.union(*map(descendants, listed))
-    return found
-
-
-def resident_kib(pid: int) -> int:
-    """A process's own share of what is resident (PSS: forked workers share most); 0 once gone."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
-
-
 def build_peaks(folder: Path, rows: int, engine: str) -> dict[str, int]:
     """Build in a process of its own; the peaks in KiB of it and of all its workers together."""
     lines = [
@@ -72,7 +54,7 @@ def build_peaks(folder: Path, rows: int, engine: str) -> dict[str, int]:
     workers = 0
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
         while process.poll() is None:
-            workers = max(workers, sum(map(resident_kib, descendants(process.pid))))
+            workers = max(workers, workers_kib(process.pid))
             time.sleep(0.2)
         assert process.stdout is not None
         generated, main = map(int, process.stdout.read().split()[-2:])

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 MARKER = "EARWITNESS_TEST_RUN"
-POOL = "worker-tests"
 LIMIT_S = 240
 FLOW = """
 import atexit, os, subprocess, time
@@ -68,10 +67,14 @@ def parent(pid: int) -> int:
 
 
 class Pool:
-    """A work pool with one deployment; runs are made and looked at through the API."""
+    """A work pool with one deployment; runs are made and looked at through the API.
+
+    Each test has its own: what another has left scheduled would take a worker's room.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.name = f"worker-tests-{uuid.uuid4().hex}"
         (folder / "worker_test_flow.py").write_text(FLOW)
         self._deployment = self._call(self._deploy)
 
@@ -86,18 +89,13 @@ class Pool:
 
     async def _deploy(self, client: Any) -> Any:
         from prefect.client.schemas.actions import WorkPoolCreate
-        from prefect.exceptions import ObjectAlreadyExists
 
-        try:
-            await client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        except ObjectAlreadyExists:
-            for run in await client.read_flow_runs():  # what other tests left
-                await client.delete_flow_run(run.id)
+        await client.create_work_pool(WorkPoolCreate(name=self.name, type="process"))
         step = "prefect.deployments.steps.set_working_directory"
         return await client.create_deployment(
             await client.create_flow_from_name("ask"),
             name=uuid.uuid4().hex,
-            work_pool_name=POOL,
+            work_pool_name=self.name,
             entrypoint="worker_test_flow.ask",
             pull_steps=[{step: {"directory": str(self.folder)}}],
         )
@@ -160,13 +158,14 @@ class Pool:
 class Worker:
     """`earwitness worker` in a session of its own, all it starts marked."""
 
-    def __init__(self, folder: Path, *words: str, engine: str = "") -> None:
+    def __init__(self, pool: Pool, *words: str, engine: str = "") -> None:
+        folder = pool.folder
         self.mark = uuid.uuid4().hex
         self.log = folder / f"worker-{self.mark}.log"
         model = folder / "model"
         model.mkdir(exist_ok=True)
         (model / "config.json").write_text("{}")
-        command = [sys.executable, "-m", "cli.main", "worker", "--pool", POOL, *words]
+        command = [sys.executable, "-m", "cli.main", "worker", "--pool", pool.name, *words]
         command += ["--model", str(model), "--max-num-seqs", "3"]
         command += ["--command", f"{sys.executable} -m earwitness.engine.standin {engine}"]
         others = {name: os.environ[name] for name in os.environ if "STORAGE_PATH" not in name}
@@ -221,11 +220,11 @@ def pool(prefect_server: str, tmp_path: Path) -> Pool:  # noqa: ARG001 - runs co
 
 
 @pytest.fixture
-def start_worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+def start_worker(pool: Pool) -> Iterator[Callable[..., Worker]]:
     started: list[Worker] = []
 
     def start(*words: str, engine: str = "") -> Worker:
-        started.append(Worker(tmp_path, *words, engine=engine))
+        started.append(Worker(pool, *words, engine=engine))
         return started[-1]
 
     yield start

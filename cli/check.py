@@ -105,7 +105,8 @@ def _estimate(
 def _print(report: Report, estimated: list[tuple[str, str]]) -> None:
     from rich.text import Text
 
-    from cli.tables import duration, one_line, output, print_table
+    from cli.tables import one_line, output, print_table
+    from earwitness.build.account_told import span
 
     heard = f"{report.heard:,}"
     if report.heard < report.sound:
@@ -113,7 +114,7 @@ def _print(report: Report, estimated: list[tuple[str, str]]) -> None:
     lines = [
         ("rows", f"{report.rows:,}"),
         ("clips heard of rows", heard),
-        ("audio", duration(report.audio_s)),
+        ("audio", span(report.audio_s)),
         ("would be rejected", f"{report.rejected:,}"),
         *estimated,
     ]

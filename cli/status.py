@@ -25,7 +25,8 @@ BuildId = Annotated[
 @app.command(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 def status(output: Where, *, build: BuildId = None) -> None:
     """Say how far a build of OUTPUT is: rows, unfinished shards, top rejections."""
-    from cli.tables import duration, print_table, reason_lines
+    from cli.tables import print_table, reason_lines
+    from earwitness.build.account_told import span
     from earwitness.build.choose import existing_build
     from earwitness.build.status import build_status
 
@@ -47,7 +48,7 @@ def status(output: Where, *, build: BuildId = None) -> None:
         ("  reused", f"{counts.reused:,}"),
         ("rejected", f"{counts.rejected:,}"),
         *reason_lines(counts.reasons)[:_TOP_REASONS],
-        ("audio", duration(counts.audio_s)),
+        ("audio", span(counts.audio_s)),
     ]
     print_table(lines)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from cli.terminal import Terminal
-from earwitness.build.account_told import account_lines
+from earwitness.build.account_told import account_lines, span
 from earwitness.build.show import all_rows, question_of, read_planned
 from earwitness.escaping import printable
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from earwitness.build.show import RowResult
     from earwitness.progress import Closed
     from earwitness.records import PlannedRow
-
-_SECONDS_AN_HOUR = 3600
-_MINUTE_S = 60
 
 
 def output() -> Terminal:
@@ -54,7 +51,7 @@ def count_lines(counts: Counts) -> list[tuple[str, str]]:
         lines.append(("  cut by max_tokens", f"{counts.cut_by_max_tokens:,}"))
     lines.append(("rejected", f"{counts.rejected:,}"))
     lines += reason_lines(counts.reasons)
-    lines.append(("audio", duration(counts.audio_s)))
+    lines.append(("audio", span(counts.audio_s)))
     lines.append(
         ("tokens", f"{counts.prompt_tokens:,} asked, {counts.completion_tokens:,} answered")
     )
@@ -75,15 +72,6 @@ def print_table(lines: Iterable[tuple[str, str]]) -> None:
     for name, value in rows:
         line = Text(f"{name:<{width}}  ", style="" if name.startswith(" ") else "bold")
         console.print(line.append(printable(value), style="not bold"), soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """A length of audio, in the unit that fits."""
-    if seconds >= _SECONDS_AN_HOUR:
-        return f"{seconds / _SECONDS_AN_HOUR:,.2f} h"
-    if seconds >= _MINUTE_S:
-        return f"{seconds / _MINUTE_S:.1f} min"
-    return f"{seconds:.1f} s"
 
 
 def print_rows(build: Build) -> None:

@@ -234,30 +234,18 @@ def _write_shard(
     build: Build, number: int, rows: Iterator[tuple[PlannedRow, bytes]]
 ) -> ShardPlan | None:
     """Write the next shard's rows as one file; None where no rows are left."""
-    digest = hashlib.sha256()
     first, count, rejected = -1, 0, 0
-    with scratch_folder() as folder, (folder / "rows").open("wb") as file:
-        waiting, size = list[bytes](), 0
-
-        def write() -> None:
-            lines = b"\n".join([*waiting, b""])
-            digest.update(lines)
-            file.write(lines)
-            waiting.clear()
-
-        for planned, text in rows:
-            first = planned.row if first < 0 else first
-            count += 1
-            rejected += planned.rejection is not None
-            waiting.append(text)
-            size += len(text)
-            if size > _WRITE_BYTES:
-                write()
-                size = 0
-        if waiting:
-            write()
+    with scratch_folder() as folder:
+        path = folder / "rows"
+        with path.open("wb", buffering=_WRITE_BYTES) as file:
+            for planned, text in rows:
+                first = planned.row if first < 0 else first
+                count += 1
+                rejected += planned.rejection is not None
+                file.write(text + b"\n")
         if not count:
             return None
-        file.flush()
-        build.store.upload(folder / "rows", shard_path(number))
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+        build.store.upload(path, shard_path(number))
     return ShardPlan(first_row=first, rows=count, rejected=rejected, sha256=digest.hexdigest())

@@ -84,7 +84,6 @@ class Judge:
         self._busy_timeout_s = busy_timeout_s
         self._explained: set[int] = set()
         self._convicted_s: dict[bytes, tuple[float, Rejection]] = {}
-        self._last_verdict_s = 0.0
 
     def heard(self, lane: Lane) -> None:
         """Takes note that the engine works: it was the convicted records that killed it.
@@ -104,7 +103,8 @@ class Judge:
         Args:
             case: A request's history.
         """
-        return case.home is not None or self._last_verdict_s > case.started_s
+        verdicts_s = (convicted_s for convicted_s, _ in self._convicted_s.values())
+        return case.home is not None or any(when_s > case.started_s for when_s in verdicts_s)
 
     async def known(self, request: Request, case: Case) -> Rejection | None:
         """The verdict on a question that was convicted while it waited to be asked.
@@ -169,8 +169,7 @@ class Judge:
         if lane.hung:
             # it may have been slow: such a record is tried again another day
             verdict = Rejection(Stage.GENERATE, Reason.ENGINE_TIMEOUT, _HUNG)
-        self._last_verdict_s = time.monotonic()
-        self._convicted_s[case.digest] = (self._last_verdict_s, verdict)
+        self._convicted_s[case.digest] = (time.monotonic(), verdict)
         return verdict
 
     def _suspect(self, case: Case, lane: Lane) -> None:

@@ -29,7 +29,7 @@ from earwitness.cache import outcome_cache
 from earwitness.cache.tables import OUTCOME_COLUMNS
 from earwitness.storage import Store
 from tests.bench.table import Row, print_rows
-from tests.integration.workbench import CREDENTIALS, S3Server
+from tests.integration.workbench import S3Server
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,9 +66,7 @@ def measure(sizes: Sequence[int] = SIZES, seed: int = 1) -> list[Row]:
             store = Store(str(buckets.folder / f"cache-{outcomes}"))
             caches[outcomes] = make_cache(store, outcomes, seed)
         server = buckets.start()  # only now: it lists a folder once
-        key, secret = CREDENTIALS
-        os.environ |= {"AWS_ENDPOINT_URL": buckets.url, "AWS_DEFAULT_REGION": "us-east-1"}
-        os.environ |= {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
+        os.environ |= buckets.environment
         try:
             for outcomes, segments in caches.items():
                 local = Store(str(buckets.folder / f"cache-{outcomes}"))

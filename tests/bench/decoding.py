@@ -29,7 +29,7 @@ from earwitness.settings import AudioSettings
 from tests.bench.mixed_clips import write_clips
 from tests.bench.processes import cpu_s
 from tests.bench.table import Row, print_rows
-from tests.integration.workbench import CREDENTIALS, S3Server
+from tests.integration.workbench import S3Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -172,9 +172,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     """An S3 endpoint over the clips, which the environment points at."""
     server = S3Server(folder / "buckets", folder / "s3.log")
     running = server.start()
-    key, secret = CREDENTIALS
-    given = {"AWS_ENDPOINT_URL": server.url, "AWS_DEFAULT_REGION": "us-east-1"}
-    given |= {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
+    given = server.environment
     before = {name: os.environ.get(name) for name in given}
     os.environ |= given
     try:

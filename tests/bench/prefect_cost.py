@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from earwitness.engine.guardian import start_guarded
 from earwitness.settings import LayoutSettings
 from tests.bench.builds import HOUSE, run_python
+from tests.bench.processes import cpu_s
 from tests.bench.table import Row, print_rows
 from tests.integration.workbench import free_port, wait_for
 
@@ -38,7 +39,6 @@ _BEGUN_S = 15.0
 """After this long servers and workers have done what they do at their start."""
 _SETTLED_S = 10.0
 """The server writes events a little later."""
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +67,6 @@ class PrefectCost:
     def task_runs(self) -> int:
         """Of all shards."""
         return self.shards * (4 * self.batches + 2)
-
-
-def cpu_s(pid: int) -> float:
-    """CPU seconds of a process and of the children it has waited for, and of living descendants."""
-    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    own = sum(map(int, stat[11:15])) / _TICKS
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
-    return own + sum(cpu_s(int(child)) for child in children)
 
 
 @contextmanager

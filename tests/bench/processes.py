@@ -5,19 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from earwitness.engine.guardian import descendants
+
 _TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def descendants(pid: int) -> set[int]:
-    """All processes below one; they are listed under the threads that started them."""
-    found: set[int] = set()
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            listed = {int(child) for child in children.read_text().split()}
-        except OSError:
-            continue  # that thread has ended
-        found |= listed.union(*map(descendants, listed))
-    return found
 
 
 def workers_kib(pid: int) -> int:

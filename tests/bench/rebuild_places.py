@@ -13,7 +13,6 @@ from earwitness.cache.tables import ClipSighting, clip_cache, sighting_table
 from earwitness.storage import Store
 from tests.bench.builds import Cost, build
 from tests.integration.workbench import (
-    CREDENTIALS,
     LONG_AGO_S,
     S3Server,
     record,
@@ -129,17 +128,8 @@ def seed_cache(source: Path, bucket: Path) -> None:
 def s3_endpoint(folder: Path) -> Iterator[tuple[S3Server, dict[str, str]]]:
     buckets = S3Server(folder / "buckets", folder / "s3.log")
     server = buckets.start()
-    key, secret = CREDENTIALS
     try:
-        yield (
-            buckets,
-            {
-                "AWS_ENDPOINT_URL": buckets.url,
-                "AWS_DEFAULT_REGION": "us-east-1",
-                "AWS_ACCESS_KEY_ID": key,
-                "AWS_SECRET_ACCESS_KEY": secret,
-            },
-        )
+        yield buckets, buckets.environment
     finally:
         server.stop()
 

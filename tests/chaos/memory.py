@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from earwitness.audio.worker import MEMORY_LIMIT_BYTES
+from earwitness.engine.guardian import descendants
 from tests.chaos.report import Held
 
 WORKER_LIMIT_MIB = 512
@@ -51,16 +52,6 @@ class MemoryWatch:
             # the kernel keeps each process's peak: only what dies within 50 ms is missed
             peaks = [memory_mib(pid, "VmHWM") for pid in descendants(os.getpid())]
             self.worker_mib = max([self.worker_mib, *peaks])
-
-
-def descendants(pid: int) -> set[int]:
-    found: set[int] = set()
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found |= {int(child) for child in children.read_text().split()}
-        except OSError:
-            continue  # that thread has ended
-    return found.union(*map(descendants, found))
 
 
 def memory_mib(pid: int, field: str) -> int:

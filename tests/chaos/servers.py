@@ -20,7 +20,7 @@ from tests.chaos.builds import (
     files,
     write_dataset,
 )
-from tests.integration.workbench import CREDENTIALS, S3Server, StandIn, free_port, wait_for
+from tests.integration.workbench import S3Server, StandIn, free_port, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,12 +140,11 @@ def bench(
         stack.callback(s3.start().stop)
         engine = StandIn(folder / "engine.log", *engine_flags)
         stack.callback(engine.stop)
-        key, secret = CREDENTIALS
-        aws = {"AWS_ENDPOINT_URL": s3.url, "AWS_DEFAULT_REGION": "us-east-1"}
-        keys = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
         write_dataset(folder / "local", layout)
         write_dataset(s3.folder / "lake", layout)
         model = folder / "model"
         model.mkdir()
         (model / "config.json").write_text("{}")
-        yield Bench(folder, layout, {**env, **aws, **keys}, s3, engine, engine_flags, stack=stack)
+        yield Bench(
+            folder, layout, {**env, **s3.environment}, s3, engine, engine_flags, stack=stack
+        )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from workbench import CREDENTIALS, RCLONE, S3Server, StandIn, WebServer, free_port, wait_for
+from workbench import RCLONE, S3Server, StandIn, WebServer, free_port, wait_for
 
 from earwitness import storage_calls
 from earwitness.audio.workers import DecodePool
@@ -135,11 +135,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture
 def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """The S3 endpoint, with its credentials where every S3 library looks for them."""
-    key, secret = CREDENTIALS
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
     # connections opened under another test's environment must not be found again
     storage_calls._filesystem.cache_clear()
     yield s3_server

@@ -16,6 +16,7 @@ import soundfile
 
 from earwitness.audio.probe import ProbedClip
 from earwitness.audio.workers import DecodePool
+from earwitness.engine.guardian import descendants
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason, Rejection, Stage
 from earwitness.settings import AudioSettings
@@ -35,13 +36,6 @@ def clip(tmp_path_factory) -> Path:
     wave = 0.4 * np.sin(np.arange(44_100) / 10)
     soundfile.write(str(path), wave, 44_100, format="FLAC")
     return path
-
-
-def descendants(pid: int) -> set[int]:
-    # a process is listed under the thread that started it
-    lists = Path(f"/proc/{pid}/task").glob("*/children")
-    found = {int(child) for path in lists for child in path.read_text().split()}
-    return found.union(*(descendants(child) for child in found)) if found else found
 
 
 def alive(pid: int) -> bool:

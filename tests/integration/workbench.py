@@ -143,6 +143,17 @@ class S3Server:
         wait_for(self.url, server, self.log_path)
         return server
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What every S3 library finds it by, with its credentials."""
+        key, secret = CREDENTIALS
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": key,
+            "AWS_SECRET_ACCESS_KEY": secret,
+        }
+
     def downloads(self, bucket: str, prefix: str) -> int:
         """Objects under a prefix that were read so far."""
         line = f"GET OBJECT Bucket: {bucket} Object: {prefix}"

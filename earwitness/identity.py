@@ -27,37 +27,53 @@ KEY_VERSION = 1
 
 _sorted_json = msgspec.json.Encoder(order="sorted").encode
 
-_NEUTRAL_FLAGS = frozenset(
-    {
+_NEUTRAL_FLAGS = dict.fromkeys(
+    (
+        "disable-log-requests",
+        "disable-log-stats",
+        "enable-chunked-prefill",
+        "enable-prefix-caching",
+        "enforce-eager",
+        "no-enable-chunked-prefill",
+        "no-enable-prefix-caching",
+        "no-enforce-eager",
+    ),
+    0,
+) | dict.fromkeys(
+    (
         "allowed-local-media-path",
         "api-server-count",
         "block-size",
         "cpu-offload-gb",
         "data-parallel-size",
-        "disable-log-requests",
-        "disable-log-stats",
         "distributed-executor-backend",
         "download-dir",
-        "enable-chunked-prefill",
-        "enable-prefix-caching",
-        "enforce-eager",
         "gpu-memory-utilization",
         "kv-cache-memory-bytes",
         "limit-mm-per-prompt",
-        "load-format",
         "max-model-len",
         "max-num-batched-tokens",
         "max-num-seqs",
-        "no-enable-chunked-prefill",
-        "no-enable-prefix-caching",
         "pipeline-parallel-size",
         "scheduling-policy",
         "swap-space",
         "tensor-parallel-size",
         "uvicorn-log-level",
-    }
+    ),
+    1,
 )
-"""vLLM flags that say where and how fast, not what is answered. Any other is part of identity."""
+"""vLLM flags that decide where and how fast it answers, not what, and how many values they take.
+
+Any other word of vLLM's command line is part of the model's identity.
+"""
+_SHORT_FLAGS = {
+    "-asc": "api-server-count",
+    "-dp": "data-parallel-size",
+    "-pp": "pipeline-parallel-size",
+    "-q": "quantization",
+    "-tp": "tensor-parallel-size",
+}
+_NUMBER = re.compile(r"-[0-9.]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,45 +138,67 @@ def request_seed(key: str) -> int:
 
 
 def output_arguments(engine: EngineSettings) -> tuple[str, ...]:
-    """The engine arguments that change what is answered, in a stable order.
+    """The engine arguments that change the answers, in a stable order.
 
-    Flags we know to be neutral are left out; whatever we do not know is kept, so that an unknown
-    flag can cost a repeated answer but never a wrong one.
+    Only flags that are known to be neutral are left out, with the one value that they take. Every
+    other word counts: an unknown flag can cost a repeated answer, but never gives a wrong one. A
+    value that names a file or a folder counts by its content.
     """
     named = {
         "dtype": engine.dtype,
         "quantization": engine.quantization,
         "chat-template": _file_or_text(engine.chat_template),
     }
-    found = [f"--{flag}={value}" for flag, value in named.items() if value is not None]
-    for flag, values in _flags(engine.vllm_args):
-        if flag not in _NEUTRAL_FLAGS:
-            found.append("=".join([f"--{flag}", *values]))
-    return tuple(sorted(found))
+    found = [(name, f"--{name}={value}") for name, value in named.items() if value is not None]
+    for name, values in _flags(engine.vllm_args):
+        values_taken = _NEUTRAL_FLAGS.get(name)
+        if values_taken is None:
+            flag = name if name.startswith("-") else f"--{name}"
+            found.append((name, "=".join([flag, *map(_content, values)])))
+        else:
+            found += [("", _content(value)) for value in values[values_taken:]]
+    # by name alone: of a repeated flag vLLM takes the last one
+    return tuple(text for _, text in sorted(found, key=lambda one: one[0]))
 
 
 def _flags(words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Each flag with its values; a flag goes by its long name, an unknown short one by its own."""
     flags: list[tuple[str, list[str]]] = []
     for word in words:
-        if word.startswith("--"):
-            name, separator, value = word[2:].partition("=")
-            flags.append((name.replace("_", "-"), [value] if separator else []))
+        if word.startswith("-") and len(word) > 1 and not _NUMBER.fullmatch(word):
+            name, separator, value = word.partition("=")
+            if name.startswith("--"):
+                name = name[2:].replace("_", "-")
+            flags.append((_SHORT_FLAGS.get(name, name), [value] if separator else []))
         elif flags:
             flags[-1][1].append(word)
         else:
-            flags.append((word, []))
+            flags.append(("", [word]))
     return flags
 
 
+def _content(value: str) -> str:
+    """A flag's value; the content of the file or folder that it names, also as `NAME=PATH`."""
+    name, separator, path = value.rpartition("=")
+    try:
+        if path and Path(path).is_dir():
+            return f"{name}{separator}{folder_digest(Path(path))}"
+        if Path(path).is_file():
+            return f"{name}{separator}{_file_or_text(path)}"
+    except (OSError, ValueError):  # no path: too long, or with a NUL byte
+        return value
+    return value
+
+
 def _file_or_text(value: str | None) -> str | None:
-    """A chat template by its content, whether it came as a path or as text."""
+    """A chat template by its content, whether it is given as a path or as text."""
     if value is None:
         return None
     try:
-        text = Path(value).read_text(encoding="utf-8")
-    except OSError:
-        text = value
-    return hashlib.sha256(text.encode()).hexdigest()
+        content = Path(value).read_bytes()
+    except (OSError, ValueError):
+        content = value.encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def folder_digest(folder: Path) -> str:

@@ -110,6 +110,66 @@ def test_flags_we_do_not_know_are_part_of_the_identity():
     assert output_arguments(unknown) == ("--enable-lora", '--hf-overrides={"a": 1}')
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--enforce-eager", "-q", "fp8"),
+        ("--max-num-seqs", "4", "-q", "fp8"),
+        ("--max-num-seqs=4", "-cc", "3"),
+        ("-O3",),
+        ("--enforce-eager", "other/model"),
+        ("--max-num-seqs", "4", "other/model"),
+        ("other/model", "--enforce-eager"),
+        ("--load-format", "dummy"),
+        ("--limit-mm-per-prompt.audio", "2"),
+    ],
+)
+def test_every_word_that_is_not_known_to_be_neutral_counts(words: tuple[str, ...]):
+    assert output_arguments(EngineSettings(vllm_args=words)) != ()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--enforce-eager", "--max-num-seqs", "4", "-tp", "2"),
+        ("-tp=2", "--kv-cache-memory-bytes", "-1"),
+        ("--max_num_seqs", "4", "--no-enable-prefix-caching"),
+    ],
+)
+def test_neutral_flags_change_nothing_however_they_are_spelled(words: tuple[str, ...]):
+    assert output_arguments(EngineSettings(vllm_args=words)) == ()
+
+
+def test_the_short_name_of_a_flag_is_the_same_flag():
+    short = EngineSettings(vllm_args=("--enforce-eager", "-q", "fp8"))
+    assert output_arguments(short) == output_arguments(EngineSettings(quantization="fp8"))
+
+
+def test_the_last_of_a_repeated_flag_counts_as_the_last():
+    one = EngineSettings(vllm_args=("--kv-cache-dtype", "fp8", "--kv-cache-dtype", "auto"))
+    other = EngineSettings(vllm_args=("--kv-cache-dtype", "auto", "--kv-cache-dtype", "fp8"))
+    assert output_arguments(one) != output_arguments(other)
+
+
+def test_the_order_of_different_flags_changes_nothing():
+    one = EngineSettings(vllm_args=("--kv-cache-dtype", "fp8", "--seed", "1"))
+    other = EngineSettings(vllm_args=("--seed", "1", "--kv-cache-dtype", "fp8"))
+    assert output_arguments(one) == output_arguments(other)
+
+
+@pytest.mark.parametrize("prefix", ["", "voice="])
+def test_a_file_or_folder_that_a_flag_names_counts_by_its_content(tmp_path: Path, prefix: str):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "weights").write_bytes(b"one")
+    (tmp_path / "config.yaml").write_bytes(b"one")
+    for named, changed in ((adapter, adapter / "weights"), (tmp_path / "config.yaml",) * 2):
+        engine = EngineSettings(vllm_args=("--some-flag", f"{prefix}{named}"))
+        before = output_arguments(engine)
+        changed.write_bytes(b"other")
+        assert output_arguments(engine) != before
+
+
 def test_a_chat_template_counts_by_its_content(tmp_path: Path):
     template = tmp_path / "template.jinja"
     template.write_text("{{ messages }}")

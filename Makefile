@@ -1,9 +1,4 @@
 # Everything runs from .venv, which `make setup` builds; no environment needs to be active.
-#
-# Where there is no GPU, vLLM's CPU build wants PyTorch's CPU build, which is on PyTorch's own index
-# for CPUs and not on the usual one. If pip does not find it, give that index's address:
-#     PIP_EXTRA_INDEX_URL=<PyTorch's CPU index> make setup
-# (pip reads the variable from the environment, like any other setting of its own).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -17,16 +12,23 @@ ENGINE ?= $(shell if nvidia-smi >/dev/null 2>&1; then echo engine; else echo eng
 SETUP := .make/setup-$(ENGINE)
 MODEL := demo_model/weights
 
-.PHONY: help setup demo up down demo-model check test test-integration test-e2e chaos fuzz bench format constraints clean
+.PHONY: help setup setup-from-index demo up down demo-model check test test-integration test-e2e chaos fuzz bench format constraints clean
 
 help: ## say what each target does
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(SETUP) ## install everything into .venv; done once per change of the dependencies
 
-$(SETUP): pyproject.toml constraints.txt scripts/setup.sh
+$(SETUP): pyproject.toml constraints.txt scripts/setup.sh scripts/install.py
 	@scripts/setup.sh $(ENGINE)
 	@mkdir -p .make && rm -f .make/setup-* && touch $@
+
+# what a machine does that has the usual package index alone
+setup-from-index: ## `make setup` in a fresh clone under out/setup, pip's configuration switched off
+	@rm -rf out/setup && git clone --quiet . out/setup
+	@cd out/setup && export PIP_CONFIG_FILE=/dev/null && unset PIP_FIND_LINKS PIP_EXTRA_INDEX_URL \
+	    && time $(MAKE) --no-print-directory setup && du -sh .venv \
+	    && time $(MAKE) --no-print-directory demo
 
 # --enforce-eager: without it torch compiles C++ first (half a minute more, and it needs g++)
 demo: $(SETUP) ## build examples/manifest.jsonl into out/demo with real vLLM

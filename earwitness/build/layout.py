@@ -15,6 +15,7 @@ from earwitness.errors import BuildNotFoundError
 from earwitness.records import Json
 from earwitness.settings import BuildSettings
 from earwitness.storage import Store
+from earwitness.strict_json import json_document
 
 PLAN_VERSION = 1
 _READERS = 16
@@ -28,9 +29,7 @@ class _Document(BaseModel):
 
     def to_bytes(self) -> bytes:
         """The document as it is stored."""
-        return (
-            json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
-        ).encode()
+        return json_document(self.model_dump(mode="json"))
 
 
 class ShardPlan(_Document):

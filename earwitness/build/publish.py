@@ -20,6 +20,7 @@ from earwitness.errors import (
 )
 from earwitness.progress import Published, tell
 from earwitness.storage import Store
+from earwitness.strict_json import json_document
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +65,7 @@ def publish_build(build: Build) -> dict[str, Any]:
     )
     build.outcomes.merge()
     build.sightings.merge()
-    build.store.write_bytes("build.json", _pretty(facts))
+    build.store.write_bytes("build.json", json_document(facts))
     # again: a process that came back late may have written since, before it could see build.json
     _remove_unnamed(build, files)
     _finish(build)
@@ -217,7 +218,7 @@ def _point_at(build: Build) -> None:
     while (newest := _newest_published(build)) != written:
         planned_at, name = newest
         pointer = {"build": name, "planned_at": planned_at}
-        build.output.write_bytes(LATEST, _pretty(pointer))
+        build.output.write_bytes(LATEST, json_document(pointer))
         written = newest
 
 
@@ -236,7 +237,3 @@ def _newest_published(build: Build) -> tuple[str, str]:
     with ThreadPoolExecutor(_READERS) as pool:
         others = [found for found in pool.map(look, names) if found]
     return max([(build.plan.planned_at, build.id), *others])
-
-
-def _pretty(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from earwitness.build.layout import StoredFile
 from earwitness.cache.tables import HEARD_CLIPS, heard_clips
 from earwitness.manifest.fields import OutputFields
-from earwitness.manifest.planned import json_bytes
 from earwitness.settings import Format
+from earwitness.strict_json import json_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

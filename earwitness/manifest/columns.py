@@ -8,13 +8,14 @@ the years 0 to 9999).
 from __future__ import annotations
 
 import base64
-import json
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from earwitness.strict_json import json_text
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
@@ -75,7 +76,7 @@ def from_arrow_column(column: Any) -> list[Any]:
 
 def json_texts(values: list[Any]) -> list[str | None]:
     """Values as JSON text, for a column of fields that have no one type."""
-    return [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+    return [None if (text := json_text(value)) == "null" else text for value in values]
 
 
 def decoded_bytes(columns: Any) -> int:

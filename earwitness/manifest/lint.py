@@ -16,7 +16,7 @@ from earwitness.manifest.clips import ClipResolver
 from earwitness.manifest.conversation import ask_text, lone_question, render
 from earwitness.manifest.fields import CollisionCheck
 from earwitness.manifest.parse import parse_record
-from earwitness.manifest.planned import own_bytes, plan_line
+from earwitness.manifest.planned import is_strict_json, own_bytes, plan_line
 from earwitness.manifest.signature import Signatures
 from earwitness.records import PlannedRow
 
@@ -166,7 +166,8 @@ class Linter:
             rejection: What reading the line already found.
 
         Returns:
-            The row, and the text that is exactly its record's, None when there is none.
+            The row, and the text that is exactly its record's, None when there is none or when it
+            is not strict JSON.
 
         Raises:
             SettingsError: The record has a field named like one of ours.
@@ -175,7 +176,7 @@ class Linter:
             record, rejection = parse_record(raw)
         if record is None:
             return PlannedRow(row, None, rejection=rejection), None
-        if self._collisions.strip(record, row):
+        if self._collisions.strip(record, row) or (raw is not None and not is_strict_json(raw)):
             raw = None
         if rejection is not None:
             return PlannedRow(row, record, rejection=rejection), raw

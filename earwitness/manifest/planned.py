@@ -9,8 +9,8 @@ import msgspec
 
 from earwitness.errors import BuildDamagedError
 from earwitness.records import PlannedRow, Reason, Rejection, Stage
+from earwitness.strict_json import Replaced, json_bytes
 
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 # both are on the path of every row, ten times as fast as the standard library
 _encode_own = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -32,23 +32,8 @@ class _Asked(_Named):
 
 _decode_named = msgspec.json.Decoder(_Named).decode
 _decode_asked = msgspec.json.Decoder(_Asked).decode
-# what one parser of JSON refuses (NaN, lone surrogates, numbers that no double holds), the other
-# may take
+# what one parser of JSON refuses (NaN in plans of earlier versions) the other may take
 _UNREAD = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
-
-def json_bytes(value: Any) -> bytes:
-    """A value as compact JSON in UTF-8, readable text kept as it is.
-
-    Args:
-        value: Anything JSON has, and NaN. A lone surrogate is written as its escape.
-
-    Returns:
-        One line without its end.
-    """
-    # what UTF-8 cannot hold, lone surrogates, stand only inside strings, where Python's
-    # backslash escape of them is JSON's too
-    return _encode(value).encode("utf-8", "backslashreplace")
 
 
 def plan_line(raw: bytes | None, planned: PlannedRow, messages: bytes | None = None) -> bytes:
@@ -64,9 +49,10 @@ def plan_line(raw: bytes | None, planned: PlannedRow, messages: bytes | None = N
         One line of JSON, without its end.
     """
     row, record, clips, said, rejection = planned
+    replaced: Replaced = []
     if raw is None or record is None or b"\n" in raw:
-        raw = json_bytes(record)
-    if messages is not None:
+        raw = json_bytes(record, replaced)
+    if messages is not None and not replaced:
         own = own_bytes(clips)
         return b'{"row":%d,"clips":%b,"messages":%b,"record":%b}' % (row, own, messages, raw)
     parts = [b'{"row":%d' % row]
@@ -76,6 +62,8 @@ def plan_line(raw: bytes | None, planned: PlannedRow, messages: bytes | None = N
         parts.append(b'"messages":%b' % own_bytes(said))
     if rejection is not None:
         parts.append(b'"rejection":%b' % own_bytes(rejection_json(rejection)))
+    if replaced:
+        parts.append(b'"not_finite":%b' % json_bytes(replaced))
     parts.append(b'"record":%b}' % raw)
     return b",".join(parts)
 
@@ -105,12 +93,12 @@ def parse_plan_line(line: bytes) -> PlannedRow:
         fields = _parse(line)
         return PlannedRow(
             row=fields["row"],
-            record=fields["record"],
+            record=_restored(fields["record"], fields.get("not_finite", ())),
             clips=tuple(fields.get("clips", ())),
             messages=tuple(fields.get("messages", ())),
             rejection=_rejection(fields.get("rejection")),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise BuildDamagedError(f"a line of the plan cannot be read: {line[:80]!r}") from error
 
 
@@ -151,6 +139,25 @@ def _rejection(refused: Any) -> Rejection | None:
     if refused is None:
         return None
     return Rejection(Stage(refused["stage"]), Reason(refused["reason"]), refused["detail"])
+
+
+def _restored(record: Any, replaced: Replaced) -> Any:
+    """A record with the numbers that JSON has no word for where they were."""
+    for (*path, last), name in replaced:
+        inner = record
+        for step in path:
+            inner = inner[step]
+        inner[last] = float(name)
+    return record
+
+
+def is_strict_json(raw: bytes) -> bool:
+    """Whether a parser that takes JSON and nothing else reads a text."""
+    try:
+        _decode(raw)
+    except _UNREAD:
+        return False
+    return True
 
 
 def _parse(line: bytes) -> Any:

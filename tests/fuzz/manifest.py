@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from earwitness.errors import ManifestError, SettingsError
 from earwitness.manifest.fields import SchemaBuilder
 from earwitness.manifest.lint import Linter, LintRules
-from earwitness.manifest.planned import json_bytes, parse_plan_line, rejection_json
+from earwitness.manifest.planned import parse_plan_line, rejection_json
 from earwitness.manifest.source import RawLine
 from earwitness.manifest.unpack import split_lines, unpacked
+from earwitness.strict_json import json_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,6 +87,8 @@ def _check_row(row: int, planned: PlannedRow, text: bytes, rules: LintRules) -> 
         json_bytes(rejection_json(planned.rejection)).decode()
         return
     assert planned.record is not None
+    # NaN is written as null, and comes back
+    assert repr(parse_plan_line(text).record) == repr(planned.record)
     assert 1 <= len(planned.clips) <= rules.max_clips
     assert all("://" in clip or clip.startswith("/") for clip in planned.clips)
     roles = [message["role"] for message in planned.messages]

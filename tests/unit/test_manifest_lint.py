@@ -232,8 +232,9 @@ def test_no_bytes_whatever_make_lint_raise(raw: bytes) -> None:
 
 
 _text = st.text(max_size=12)
+_numbers = st.floats(allow_nan=False, allow_infinity=False)
 _values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | _text,
+    st.none() | st.booleans() | st.integers() | _numbers | _text,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_text, inner, max_size=3),
     max_leaves=8,
 )
@@ -301,16 +302,16 @@ def test_what_is_no_line_of_a_plan_is_damage(line: bytes) -> None:
             parse(line)
 
 
-def test_nan_big_integers_and_lone_surrogates_survive_the_plan() -> None:
-    record = {"nan": float("nan"), "big": 10**400, "lone": "\ud83d x", "text": "中文 😀"}
+def test_nan_and_big_integers_survive_the_plan() -> None:
+    record = {"nan": float("nan"), "big": 10**400, "text": "中文 😀"}
     back = parse_plan_line(plan_line(None, PlannedRow(0, record))).record
     assert back
     assert back.pop("nan") != record.pop("nan")
     assert back == record
 
 
-def test_a_record_that_only_the_slow_parser_reads_does_not_hide_its_row() -> None:
-    clips = ("s3://b/a.wav", "lone \ud83d")
-    stored = plan_line(None, PlannedRow(3, {"f": float("nan"), "g": 10**400}, clips))
-    assert parse_asked(stored) == PlannedRow(3, None, clips)
-    assert parse_clips(stored) == clips
+def test_a_plan_of_an_earlier_version_with_nan_in_it_is_read() -> None:
+    stored = b'{"row":3,"clips":["s3://b/a.wav"],"record":{"f":NaN,"g":"\\ud83d"}}'
+    assert parse_asked(stored) == PlannedRow(3, None, ("s3://b/a.wav",))
+    assert parse_clips(stored) == ("s3://b/a.wav",)
+    assert repr(parse_plan_line(stored).record) == repr({"f": float("nan"), "g": "\ud83d"})

@@ -40,7 +40,7 @@ def render(
     Args:
         conversation: The record's conversation, in the `from`/`value` form or OpenAI's.
         clips: How many clips the record has.
-        system_prompt: Leads conversations that bring no system turn; empty: none.
+        system_prompt: Leads conversations that bring no system turn, or an empty one; empty: none.
         question: Asked where the record brings no conversation.
         field: The field's name, for the rejection's detail.
 
@@ -53,7 +53,7 @@ def render(
     text = lone_question(conversation)
     if text is not None:
         return ask_text(text, clips, system_prompt)
-    if conversation is None or conversation in ([], ""):
+    if asks_nothing(conversation):
         if question is None:
             state = "missing" if conversation is None else "empty"
             _reject(Reason.NO_CONVERSATION, f"field {field!r} is {state} and no question is given")
@@ -62,9 +62,28 @@ def render(
         turns = _read_turns(conversation, field)
         _check_order(turns)
     _place_clips(turns, clips)
+    # an empty system turn is no system turn; all others are not empty
+    turns = [turn for turn in turns if turn[1]]
     if system_prompt and turns[0][0] != "system":
         turns.insert(0, ("system", [system_prompt]))
     return _messages(turns)
+
+
+def asks_nothing(conversation: Any) -> bool:
+    """Whether a record brings no conversation: it is missing, or empty but for system turns.
+
+    Args:
+        conversation: A record's conversation, None where it has none.
+    """
+    if not conversation or not isinstance(conversation, list):
+        return conversation is None or conversation in ([], "")
+    first = conversation[0]
+    if isinstance(first, dict) and "system" not in (first.get("from"), first.get("role")):
+        return False  # nearly all are told by their first turn
+    try:
+        return not any(role != "system" or said for role, said in _read_turns(conversation, ""))
+    except BadRecordError:
+        return False
 
 
 def lone_question(conversation: Any) -> str | None:
@@ -126,10 +145,11 @@ def _read_turns(conversation: Any, field: str) -> list[_Turn]:
         if form is not None and form is not plain:
             _reject(Reason.BAD_CONVERSATION, f"turn {number} changes between the forms of turns")
         form = plain
-        if plain:
-            turns.append((_role(speaker, number), _text_pieces(value, number)))
-        else:
-            turns.append((_role(role, number), _content_pieces(content, number)))
+        by = _role(speaker if plain else role, number)
+        pieces = _text_pieces(value, number) if plain else _content_pieces(content, number)
+        if not pieces and by != "system":
+            _reject(Reason.EMPTY_TURN, f"turn {number} is empty")
+        turns.append((by, pieces))
     return turns
 
 
@@ -145,13 +165,10 @@ def _role(name: Any, number: int) -> Literal["system", "user", "assistant"]:
 
 def _text_pieces(value: Any, number: int) -> _Pieces:
     if value is None:
-        _reject(Reason.EMPTY_TURN, f"turn {number} has no text")
+        return []
     if not isinstance(value, str):
         _reject(Reason.BAD_CONVERSATION, f"turn {number} is a {type(value).__name__}, no text")
-    pieces = _split_marks(value)
-    if not pieces:
-        _reject(Reason.EMPTY_TURN, f"turn {number} is empty")
-    return pieces
+    return _split_marks(value)
 
 
 def _content_pieces(content: Any, number: int) -> _Pieces:
@@ -170,8 +187,6 @@ def _content_pieces(content: Any, number: int) -> _Pieces:
             _reject(
                 Reason.BAD_CONVERSATION, f"turn {number} has a part of {name}; text and audio only"
             )
-    if not pieces:
-        _reject(Reason.EMPTY_TURN, f"turn {number} is empty")
     return pieces
 
 
@@ -195,16 +210,19 @@ def _split_marks(text: str) -> _Pieces:
 
 
 def _check_order(turns: list[_Turn]) -> None:
-    start = 1 if turns[0][0] == "system" else 0
-    for number, (role, _) in enumerate(turns[start:], start):
-        expected = "assistant" if (number - start) % 2 else "user"
+    spoken = [(number, role) for number, (role, pieces) in enumerate(turns, 1) if pieces]
+    if spoken[0][1] == "system":
+        del spoken[0]
+    for position, (number, role) in enumerate(spoken):
+        expected = "assistant" if position % 2 else "user"
         if role != expected:
             _reject(
                 Reason.TURN_ORDER,
-                f"turn {number + 1} is the {role}'s where the {expected}'s has to be",
+                f"turn {number} is the {role}'s where the {expected}'s has to be",
             )
-    if turns[-1][0] != "user":
-        _reject(Reason.NO_QUESTION, f"the last turn is the {turns[-1][0]}'s, not a question")
+    last = spoken[-1][1] if spoken else "system"
+    if last != "user":
+        _reject(Reason.NO_QUESTION, f"the last turn is the {last}'s, not a question")
 
 
 def _place_clips(turns: list[_Turn], clips: int) -> None:
@@ -218,7 +236,7 @@ def _place_clips(turns: list[_Turn], clips: int) -> None:
                 )
             marks += pieces.count(None)
     if marks == 0:
-        first = 1 if turns[0][0] == "system" else 0
+        first = next(index for index, (role, _) in enumerate(turns) if role == "user")
         turns[first] = ("user", [*[None] * clips, *turns[first][1]])
     elif marks != clips:
         _reject(Reason.AUDIO_MARK_MISMATCH, f"{marks} places for audio, but {clips} clips")

@@ -66,7 +66,7 @@ def lint_rules(settings: BuildSettings, question: str | None) -> LintRules:
     """
     return LintRules(
         audio_root=settings.input.audio_root or parent_uri(settings.manifest),
-        system_prompt=settings.system_prompt,
+        system_prompt=settings.system_prompt if settings.system_prompt.strip() else "",
         question=question,
         audio_column=settings.input.audio_column,
         conversation_column=settings.input.conversation_column,

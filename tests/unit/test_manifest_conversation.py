@@ -76,6 +76,45 @@ def test_a_leading_system_turn_replaces_the_default() -> None:
     assert asked(turns, system_prompt="Default.")[0] == ("system", [text("Be brief.")])
 
 
+@pytest.mark.parametrize(
+    "empty",
+    [
+        system(""),
+        system(" \n\t"),
+        system(None),
+        {"from": "system"},
+        {"role": "system", "content": ""},
+        {"role": "system", "content": None},
+        {"role": "system", "content": []},
+        {"role": "system", "content": [text(" ")]},
+    ],
+)
+@pytest.mark.parametrize("default", ["Default.", ""])
+def test_an_empty_system_turn_is_no_system_turn(empty: dict[str, Any], default: str) -> None:
+    question = {"role": "user", "content": "What?"} if "role" in empty else human("What?")
+    with_turn = asked([empty, question], system_prompt=default)
+    assert with_turn == asked([question], system_prompt=default)
+
+
+def test_an_empty_system_turn_anywhere_is_no_system_turn() -> None:
+    turns = [system(""), system("Be brief."), human("a"), gpt("b"), system(" "), human("c")]
+    kept = [system("Be brief."), human("a"), gpt("b"), human("c")]
+    assert asked(turns, system_prompt="Default.") == asked(kept)
+
+
+def test_a_conversation_of_an_empty_system_turn_asks_nothing() -> None:
+    with pytest.raises(BadRecordError) as caught:
+        asked([system(" ")])
+    assert caught.value.rejection.reason is Reason.NO_CONVERSATION
+    assert asked([system(" ")], question="What?") == asked(None, question="What?")
+
+
+def test_turns_are_counted_with_the_empty_system_turn() -> None:
+    with pytest.raises(BadRecordError) as caught:
+        asked([system(""), human("a"), human("b")])
+    assert "turn 3" in caught.value.rejection.detail
+
+
 def test_the_default_system_prompt_leads_other_conversations() -> None:
     assert asked([human("What?")], system_prompt="Default.") == [
         ("system", [text("Default.")]),
@@ -133,7 +172,9 @@ def test_a_question_never_overrides_a_conversation() -> None:
         ([human(None)], Reason.EMPTY_TURN),
         ([{"from": "human"}], Reason.EMPTY_TURN),
         ([{"role": "user", "content": []}], Reason.EMPTY_TURN),
-        ([system(""), human("What?")], Reason.EMPTY_TURN),
+        ([human(""), system("")], Reason.EMPTY_TURN),
+        ([human("a"), system(""), human("b")], Reason.TURN_ORDER),
+        ([system(["no text"]), human("b")], Reason.BAD_CONVERSATION),
         ([{"from": "robot", "value": "What?"}], Reason.UNKNOWN_ROLE),
         ([{"from": "Human", "value": "What?"}], Reason.UNKNOWN_ROLE),
         ([{"from": 1, "value": "What?"}], Reason.UNKNOWN_ROLE),

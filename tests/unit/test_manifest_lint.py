@@ -65,6 +65,11 @@ def test_dataflows_sample_layout_resolves_from_a_sibling_folder() -> None:
     assert [message["role"] for message in planned.messages] == ["system", "user"]
 
 
+def test_a_blank_system_prompt_is_none() -> None:
+    settings = BuildSettings(manifest="/work/m.jsonl", output="/out", system_prompt=" \n")
+    assert [m["role"] for m in judged(line(), lint_rules(settings, None)).messages] == ["user"]
+
+
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [

@@ -11,7 +11,15 @@ import json
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from earwitness.access import AccessPolicy, check_allowed, make_policy
 from earwitness.addresses import parent_uri
@@ -29,6 +37,15 @@ DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant."
 def _allowed(entry: str) -> str:
     check_allowed(entry)
     return entry
+
+
+def _names(given: Any) -> Any:
+    """Names as one text with commas, as the command line gives them, or as a list."""
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, list | tuple):
+        return given
+    texts = [name.split(",") if isinstance(name, str) else [name] for name in listed]
+    return [name.strip() if isinstance(name, str) else name for text in texts for name in text]
 
 
 class _Model(BaseModel):
@@ -77,6 +94,10 @@ class InputSettings(_Model):
     """A manifest line longer than this is rejected unread."""
     max_clips: Annotated[int, Field(ge=1)] = 16
     """A record with more clips than this is rejected; also the engine's limit per prompt."""
+    ignore_fields: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    """Fields that mean something else to other tools (`offset`, `system`, `tools`, …) and are only
+    carried through here, separated by commas; without this a manifest with such fields is
+    refused."""
     trusted: bool | None = None
     """A trusted manifest may name any local file and any host; one that is not, only folders below
     `audio_root`, public addresses and what `allow` names. Default: a local manifest is trusted."""
@@ -275,7 +296,8 @@ class BuildSettings(_Model):
                     "shards_on",
                     "price_per_hour",
                 },
-                "input": {"clip_timeout_s"},
+                # a manifest with a field that changes what is asked is refused, not planned
+                "input": {"clip_timeout_s", "ignore_fields"},
                 "layout": {"window_batches", "shards_in_flight"},
             },
         )

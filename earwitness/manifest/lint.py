@@ -15,6 +15,7 @@ from earwitness.errors import BadRecordError
 from earwitness.manifest.clips import ClipResolver
 from earwitness.manifest.conversation import ask_text, lone_question, render
 from earwitness.manifest.fields import CollisionCheck
+from earwitness.manifest.meaning import MeaningCheck
 from earwitness.manifest.parse import parse_record
 from earwitness.manifest.planned import is_strict_json, own_bytes, plan_line
 from earwitness.manifest.signature import Signatures
@@ -40,6 +41,7 @@ class LintRules:
         audio_root: Folder or URL that relative clip paths start from.
         system_prompt: Leads conversations that bring none; empty: none.
         question: Text asked of records without a conversation.
+        ignore_fields: Fields that are carried through though they change what is asked elsewhere.
         access: Where clips may come from, as far as their addresses' text tells.
     """
 
@@ -51,6 +53,7 @@ class LintRules:
     answer_column: str = "answer"
     provenance_column: str = "earwitness"
     max_clips: int = 16
+    ignore_fields: tuple[str, ...] = ()
     access: AccessPolicy = field(default=AccessPolicy(trusted=True))
 
 
@@ -73,6 +76,7 @@ def lint_rules(settings: BuildSettings, question: str | None) -> LintRules:
         answer_column=settings.layout.answer_column,
         provenance_column=settings.layout.provenance_column,
         max_clips=settings.input.max_clips,
+        ignore_fields=settings.input.ignore_fields,
         access=settings.access(),
     )
 
@@ -89,7 +93,8 @@ def lint_line(raw: bytes, row: int, rules: LintRules) -> PlannedRow:
         The row, to be asked or rejected.
 
     Raises:
-        SettingsError: The record has a field named like one of ours.
+        SettingsError: The record has a field named like one of ours, or one that changes what
+            is asked.
     """
     return Linter(rules).judge(row, raw)[0]
 
@@ -104,6 +109,8 @@ class Linter:
     def __init__(self, rules: LintRules) -> None:
         self._rules = rules
         self._collisions = CollisionCheck(rules.answer_column, rules.provenance_column)
+        read = (rules.audio_column, rules.conversation_column)
+        self._meaning = MeaningCheck((*read, *rules.ignore_fields))
         self._resolve = ClipResolver(
             rules.audio_root, rules.audio_column, rules.max_clips, rules.access
         ).resolve
@@ -121,7 +128,8 @@ class Linter:
             The row, to be asked or rejected.
 
         Raises:
-            SettingsError: The record has a field named like one of ours.
+            SettingsError: The record has a field named like one of ours, or one that changes what
+                is asked.
         """
         return self.judge(line.row, line.text, line.record, line.rejection)[0]
 
@@ -136,7 +144,8 @@ class Linter:
             one.
 
         Raises:
-            SettingsError: The record has a field named like one of ours.
+            SettingsError: The record has a field named like one of ours, or one that changes what
+                is asked.
         """
         row, raw, record, rejection = line.row, line.text, line.record, line.rejection
         quick = None if raw is None else self._signatures.parse(raw)
@@ -144,6 +153,7 @@ class Linter:
             planned, raw = self.judge(row, raw, record, rejection)
             return planned, plan_line(raw, planned), None
         record, signature = quick
+        self._meaning.check(record, row)
         if self._collisions.strip(record, row):
             planned, messages = self._decide(row, record)
             return planned, plan_line(None, planned, messages), None
@@ -170,12 +180,14 @@ class Linter:
             is not strict JSON.
 
         Raises:
-            SettingsError: The record has a field named like one of ours.
+            SettingsError: The record has a field named like one of ours, or one that changes what
+                is asked.
         """
         if raw is not None:
             record, rejection = parse_record(raw)
         if record is None:
             return PlannedRow(row, None, rejection=rejection), None
+        self._meaning.check(record, row)
         if self._collisions.strip(record, row) or (raw is not None and not is_strict_json(raw)):
             raw = None
         if rejection is not None:

@@ -60,6 +60,7 @@ def dataset_card(plan: Plan, counts: Counts, account: Json | None = None) -> str
         f"| rejected | {counts.rejected:,} |",
         f"| tokens asked, answered | {counts.prompt_tokens:,}, {counts.completion_tokens:,} |",
         f"| model | {model['name']} ({model['kind']} {model['version']}) |",
+        *_asked(plan),
         f"| sampling | {_sampling(plan)} |",
         *(f"| {name.strip()} | {markdown(told)} |" for name, told in account_lines(account)),
         f"| planned | {datetime.fromisoformat(plan.planned_at).isoformat(' ', 'seconds')} |",
@@ -82,6 +83,14 @@ def dataset_card(plan: Plan, counts: Counts, account: Json | None = None) -> str
             + ".",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _asked(plan: Plan) -> list[str]:
+    question, prompt = plan.settings.question, plan.settings.system_prompt
+    lines = [f"| system prompt | {markdown(prompt) if prompt.strip() else 'none'} |"]
+    if question is not None:
+        lines.insert(0, f"| question to records without a conversation | {markdown(question)} |")
+    return lines
 
 
 def _sampling(plan: Plan) -> str:

@@ -119,7 +119,8 @@ def plan_build(
     linter = Linter(lint_rules(settings, settings.question))
     size = settings.layout.shard_rows
     with open_manifest(settings.manifest, max_line_bytes=settings.input.max_line_bytes) as source:
-        fields = SchemaBuilder(source.schema)
+        asked = settings.question and (settings.input.conversation_column, settings.question)
+        fields = SchemaBuilder(source.schema, asked or None)
         rows = linted_rows(source, linter, fields, settings)
         shards: list[ShardPlan] = []
         while (shard := _write_shard(build, len(shards), islice(rows, size))) is not None:

@@ -100,6 +100,7 @@ class JsonlFile(_Lines):
     def __init__(self, build: Build, shard: int, folder: Path) -> None:
         super().__init__(build, shard, folder, "jsonl")
         layout = build.plan.settings.layout
+        self._fields = OutputFields.from_json(build.plan.fields)
         self._answer, self._provenance = layout.answer_column, layout.provenance_column
 
     def add(self, rows: Sequence[tuple[PlannedRow, Outcome]]) -> None:
@@ -107,7 +108,7 @@ class JsonlFile(_Lines):
         for row, outcome in rows:
             answer = outcome.answer.text if outcome.answer else None
             ours = {self._answer: answer, self._provenance: provenance(row.row, outcome)}
-            self.write({**(row.record or {}), **ours})
+            self.write({**self._fields.complete(row.record or {}), **ours})
 
 
 class RejectionsFile(_Lines):
@@ -115,6 +116,7 @@ class RejectionsFile(_Lines):
 
     def __init__(self, build: Build, shard: int, folder: Path) -> None:
         super().__init__(build, shard, folder, "rejected")
+        self._fields = OutputFields.from_json(build.plan.fields)
         self._provenance = build.plan.settings.layout.provenance_column
 
     def add(self, rows: Sequence[tuple[PlannedRow, Rejection]]) -> None:
@@ -127,7 +129,8 @@ class RejectionsFile(_Lines):
                 "detail": rejection.detail,
                 "transient": rejection.transient,
             }
-            self.write({**(row.record or {}), self._provenance: why})
+            fields = {} if row.record is None else self._fields.complete(row.record)
+            self.write({**fields, self._provenance: why})
 
 
 class ParquetFile:
@@ -164,7 +167,7 @@ class ParquetFile:
         self._waiting = [table.slice(0, 0)]
 
     def _table(self, rows: Sequence[tuple[PlannedRow, Outcome]]) -> pa.Table:
-        table = self._fields.to_arrow([row.record or {} for row, _ in rows])
+        table = self._fields.to_arrow([self._fields.complete(row.record or {}) for row, _ in rows])
         answers = [outcome.answer.text if outcome.answer else None for _, outcome in rows]
         origins: list[Any] = [provenance(row.row, outcome) for row, outcome in rows]
         table = table.append_column(self._answer, pa.array(answers, pa.string()))

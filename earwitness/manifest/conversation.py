@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from earwitness.errors import BadRecordError
@@ -76,7 +77,9 @@ def asks_nothing(conversation: Any) -> bool:
         conversation: A record's conversation, None where it has none.
     """
     if not conversation or not isinstance(conversation, list):
-        return conversation is None or conversation in ([], "")
+        # pandas writes NaN for a field that is missing
+        missing = conversation is None or (isinstance(conversation, float) and isnan(conversation))
+        return missing or conversation in ([], "")
     first = conversation[0]
     if isinstance(first, dict) and "system" not in (first.get("from"), first.get("role")):
         return False  # nearly all are told by their first turn

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from earwitness.errors import BuildDamagedError, ManifestError, SettingsError
+from earwitness.manifest.asked import Asked, asked_turns, type_with
+from earwitness.manifest.conversation import asks_nothing
 from earwitness.manifest.parse import MAX_FIELDS
 from earwitness.manifest.shape import Shapes
 
@@ -80,10 +82,12 @@ class OutputFields:
     Attributes:
         schema: Arrow type of each field, in the order the manifest brought them.
         json_fields: Fields whose values have no one type: each value is written as JSON text.
+        asked: What records without a conversation were asked; None: there was no question.
     """
 
     schema: pa.Schema
     json_fields: tuple[str, ...] = ()
+    asked: Asked | None = None
 
     def to_json(self) -> Json:
         """The fields for the plan: exact for machines, with the types' names for people."""
@@ -91,6 +95,7 @@ class OutputFields:
             "types": {field.name: str(field.type) for field in self.schema},
             "json_fields": list(self.json_fields),
             "arrow": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
+            "asked": self.asked and self.asked._asdict(),
         }
 
     @classmethod
@@ -104,9 +109,36 @@ class OutputFields:
 
         try:
             schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored["arrow"])))
-            return cls(schema, tuple(stored["json_fields"]))
+            asked = stored.get("asked")  # not in plans of earlier versions
+            return cls(schema, tuple(stored["json_fields"]), asked and Asked(**asked))
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise BuildDamagedError(f"the plan's output fields cannot be read: {error}") from error
+
+    def complete(self, record: Json) -> Json:
+        """A record with the conversation it was asked, its own or the question's."""
+        return self.asked.complete(record) if self.asked else record
+
+    def with_question(self, column: str, question: str, *, asked: bool) -> OutputFields:
+        """These fields, where a question was given.
+
+        Args:
+            column: The field of conversations.
+            question: What records without one were asked.
+            asked: Whether there are such records among those of these fields.
+        """
+        import pyarrow as pa
+
+        at = self.schema.get_field_index(column)
+        kind = self.schema.field(at).type if at >= 0 else None
+        turns = asked_turns(question, kind)
+        schema, json_fields = self.schema, self.json_fields
+        if asked and column not in json_fields:
+            wider = type_with(turns, kind)
+            if wider is None:
+                json_fields = (*json_fields, column)
+            field = pa.field(column, wider or pa.string())
+            schema = schema.append(field) if at < 0 else schema.set(at, field)
+        return OutputFields(schema, json_fields, Asked(column, turns))
 
     def to_arrow(self, records: Sequence[Json]) -> pa.Table:
         """Records as a table of this schema; fields a record lacks are null.
@@ -147,10 +179,16 @@ class SchemaBuilder:
 
     Args:
         schema: The manifest's own schema (Parquet), kept as it is; None: found from the records.
+        question: The field of conversations, and what records without one are asked; None: there
+            is no question.
     """
 
-    def __init__(self, schema: pa.Schema | None = None) -> None:
+    def __init__(
+        self, schema: pa.Schema | None = None, question: tuple[str, str] | None = None
+    ) -> None:
         self._own = schema
+        self._question = question
+        self._asked = False
         # all records without a signature, and one of each signature, which stands for its like
         self._records: list[tuple[Json, Signature | None]] = []
         self._counts: dict[Signature, int] = {}
@@ -173,6 +211,15 @@ class SchemaBuilder:
         Raises:
             ManifestError: The records have too many differently named fields for a table.
         """
+        if self._question is not None:
+            column = self._question[0]
+            if asks_nothing(record.get(column)):
+                self._asked = True
+                if record.get(column):
+                    signature = None  # an empty turn has the make of others that ask something
+                if column in record:
+                    # what is written in its place has the type that `with_question` adds
+                    record = {**record, column: None}
         if self._own is not None:
             return
         self._room -= 1
@@ -195,6 +242,13 @@ class SchemaBuilder:
         Raises:
             ManifestError: The records have too many differently named fields for a table.
         """
+        fields = self._found_fields()
+        if self._question is None:
+            return fields
+        column, question = self._question
+        return fields.with_question(column, question, asked=self._asked)
+
+    def _found_fields(self) -> OutputFields:
         import pyarrow as pa
 
         from earwitness.manifest.arrow_types import is_storable, leaves, without_nulls

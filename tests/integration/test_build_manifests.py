@@ -110,7 +110,8 @@ def test_records_with_audio_alone_are_asked_the_question(clips, build):
     asked = planned_texts(clips / "out")
     assert asked == ["Describe the sound in this audio clip.", "Its own?"]
     assert [row["id"] for row in Published(clips / "out").answers()] == [1, 2]
-    assert "conversation" not in Published(clips / "out").answers()[0]
+    asked = [{"from": "human", "value": "Describe the sound in this audio clip."}]
+    assert Published(clips / "out").answers()[0]["conversation"] == asked
 
 
 def planned_texts(output) -> list[str]:

@@ -17,6 +17,7 @@ from earwitness.build.persist import persist_shard
 from earwitness.build.plan import plan_build
 from earwitness.build.prepare import resolve_settings
 from earwitness.build.publish import latest_build, publish_build
+from earwitness.build.resolve import read_shard
 from earwitness.cache import ClipSighting
 from earwitness.errors import (
     BuildDamagedError,
@@ -64,6 +65,21 @@ def planned(folder: Path, rows: int = 4, name: str = "b-20261122T000000Z-aaaaaa"
 def finish(build: Build, shard: int, decided: list[Decided], sightings=()) -> None:
     write_segment(build, f"{work_path(shard)}/resolved.parquet", [], [])
     write_segment(build, f"{work_path(shard)}/batch-00000-0.parquet", decided, list(sightings))
+
+
+def published(manifest: Path, **settings) -> Build:
+    """A build of any manifest, its first shard's first half answered, the other half rejected."""
+    output = str(manifest.parent / "out")
+    given = {"max_rejected": 1, **settings}
+    resolved = resolve_settings(BuildSettings(manifest=str(manifest), output=output, **given))
+    made = Build(output, "b-20261122T000000Z-aaaaaa")
+    plan_build(made, resolved, MODEL, datetime(2026, 11, 22, tzinfo=UTC))
+    rows = [row.row for row in read_shard(made, 0) if row.rejection is None]
+    half = (len(rows) + 1) // 2
+    finish(made, 0, [*map(answered, rows[:half]), *map(rejected, rows[half:])])
+    persist_shard(made, 0)
+    publish_build(made)
+    return made
 
 
 @pytest.fixture

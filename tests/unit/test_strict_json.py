@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,15 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from test_build_publish import answered, finish, rejected
+from test_build_publish import published
 
-from earwitness.build.layout import Build
-from earwitness.build.persist import persist_shard
-from earwitness.build.plan import plan_build
-from earwitness.build.prepare import resolve_settings
-from earwitness.build.publish import publish_build
-from earwitness.build.resolve import read_shard
-from earwitness.identity import ModelIdentity
 from earwitness.manifest.fields import SchemaBuilder
 from earwitness.manifest.planned import parse_asked, parse_clips, parse_plan_line, plan_line
 from earwitness.records import PlannedRow
@@ -31,6 +23,8 @@ from earwitness.strict_json import json_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from earwitness.build.layout import Build
 
 ASKED = '"audio": ["x.wav"], "conversation": [{"from": "human", "value": "What?"}]'
 ODD = [
@@ -45,21 +39,6 @@ ODD = [
     "123456789012345678901234567890",
     "1" + "0" * 400 + ".0",
 ]
-
-
-def built(folder: Path, manifest: Path) -> Build:
-    output = str(folder / "out")
-    settings = BuildSettings(manifest=str(manifest), output=output, max_rejected=1)
-    build = Build(output, "b-20261122T000000Z-aaaaaa")
-    resolved = resolve_settings(settings)
-    model = ModelIdentity("declared", "stand-in", "")
-    plan_build(build, resolved, model, datetime(2026, 11, 22, tzinfo=UTC))
-    rows = [row.row for row in read_shard(build, 0) if row.rejection is None]
-    half = len(rows) // 2
-    finish(build, 0, [*map(answered, rows[:half]), *map(rejected, rows[half:])])
-    persist_shard(build, 0)
-    publish_build(build)
-    return build
 
 
 def strictly_read(build: Build) -> dict[str, list[Any]]:
@@ -86,14 +65,14 @@ def write_lines(path: Path, lines: list[str]) -> Path:
 @pytest.mark.parametrize("value", ODD)
 def test_odd_numbers_in_a_field_are_written_as_valid_json(tmp_path: Path, value: str):
     lines = [f'{{{ASKED}, "id": {number}, "f": {value}}}' for number in range(4)]
-    found = strictly_read(built(tmp_path, write_lines(tmp_path / "m.jsonl", lines)))
+    found = strictly_read(published(write_lines(tmp_path / "m.jsonl", lines)))
     assert len(part(found, "jsonl")) == len(part(found, "rejected")) == 2
     assert len(part(found, "plan")) == 4
 
 
 def test_nan_in_a_field_is_null_in_json_lines_and_nan_in_a_float_column(tmp_path: Path):
     lines = [f'{{{ASKED}, "f": NaN}}', f'{{{ASKED}, "f": NaN}}']
-    build = built(tmp_path, write_lines(tmp_path / "m.jsonl", lines))
+    build = published(write_lines(tmp_path / "m.jsonl", lines))
     found = strictly_read(build)
     assert [row["f"] for row in part(found, "jsonl")] == [None]
     assert [row["f"] for row in part(found, "rejected")] == [None]
@@ -115,7 +94,7 @@ def test_nan_in_a_parquet_manifest_stays_nan_in_parquet_alone(tmp_path: Path):
         }
     )
     pq.write_table(table, tmp_path / "m.parquet")
-    build = built(tmp_path, tmp_path / "m.parquet")
+    build = published(tmp_path / "m.parquet")
     (row,) = part(strictly_read(build), "jsonl")
     assert (row["f"], row["inner"]) == (None, {"a": [None, 1.0]})
     (path,) = build.store.sizes("data")
@@ -126,7 +105,7 @@ def test_nan_in_a_parquet_manifest_stays_nan_in_parquet_alone(tmp_path: Path):
 
 def test_json_text_in_a_column_is_valid_json(tmp_path: Path):
     lines = [f'{{{ASKED}, "f": {value}}}' for value in ('["a", NaN]', "NaN", '"x"', "1")]
-    build = built(tmp_path, write_lines(tmp_path / "m.jsonl", lines))
+    build = published(write_lines(tmp_path / "m.jsonl", lines))
     (path,) = build.store.sizes("data")
     texts = pq.read_table(build.store.open(path)).column("f").to_pylist()
     assert texts == ['["a", null]', None]
@@ -134,7 +113,7 @@ def test_json_text_in_a_column_is_valid_json(tmp_path: Path):
 
 def test_half_a_surrogate_pair_in_a_rejected_row_is_written_as_valid_json(tmp_path: Path):
     lines = [f'{{{ASKED}, "f": "a\\ud83d b"}}', f"{{{ASKED}}}", f"{{{ASKED}}}"]
-    found = strictly_read(built(tmp_path, write_lines(tmp_path / "m.jsonl", lines)))
+    found = strictly_read(published(write_lines(tmp_path / "m.jsonl", lines)))
     odd = [row for row in part(found, "rejected") if row["earwitness"]["row"] == 0]
     assert [row["f"] for row in odd] == ["a\ufffd b"]
     assert odd[0]["earwitness"]["reason"] == "bad_encoding"
@@ -142,7 +121,7 @@ def test_half_a_surrogate_pair_in_a_rejected_row_is_written_as_valid_json(tmp_pa
 
 def test_integers_of_any_size_keep_their_digits(tmp_path: Path):
     lines = [f'{{{ASKED}, "f": {10**30}}}'] * 2
-    found = strictly_read(built(tmp_path, write_lines(tmp_path / "m.jsonl", lines)))
+    found = strictly_read(published(write_lines(tmp_path / "m.jsonl", lines)))
     assert [row["f"] for row in part(found, "jsonl") + part(found, "rejected")] == [10**30] * 2
 
 

@@ -31,8 +31,8 @@ def load(output: str, build: str | None = None) -> pd.DataFrame:
         build: A published build's id. Default: the newest.
 
     Returns:
-        The manifest's fields with nullable types, the answer, and the provenance struct as
-        columns `earwitness.row`, `earwitness.finish_reason`, ….
+        The manifest's fields with nullable types, clips by their absolute addresses, the answer,
+        and the provenance struct as columns `earwitness.row`, `earwitness.finish_reason`, ….
 
     Raises:
         BuildNotFoundError: Nothing is published there.
@@ -50,7 +50,8 @@ def load_rejected(output: str, build: str | None = None) -> pd.DataFrame:
         build: A published build's id. Default: the newest.
 
     Returns:
-        The manifest's fields and `earwitness.row`, `.stage`, `.reason`, `.detail`, `.transient`.
+        The manifest's fields, clips by their absolute addresses, and `earwitness.row`, `.stage`,
+        `.reason`, `.detail`, `.transient`.
 
     Raises:
         BuildNotFoundError: Nothing is published there.

@@ -60,6 +60,7 @@ def dataset_card(plan: Plan, counts: Counts, account: Json | None = None) -> str
         f"| rejected | {counts.rejected:,} |",
         f"| tokens asked, answered | {counts.prompt_tokens:,}, {counts.completion_tokens:,} |",
         f"| model | {model['name']} ({model['kind']} {model['version']}) |",
+        f"| relative clip paths start from | {markdown(plan.settings.input.audio_root or '')} |",
         *_asked(plan),
         f"| sampling | {_sampling(plan)} |",
         *(f"| {name.strip()} | {markdown(told)} |" for name, told in account_lines(account)),

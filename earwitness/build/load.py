@@ -10,13 +10,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from earwitness.addresses import parent_uri
 from earwitness.build.layout import Build
 from earwitness.build.publish import latest_build
+from earwitness.build.writers import PROVENANCE
 from earwitness.errors import BuildNotFoundError
+from earwitness.manifest.clips import ClipResolver
 from earwitness.storage import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+REJECTION_FIELDS = ("row", "stage", "reason", "detail", "transient")
+"""What is told of a rejection."""
 
 
 def load_answers(output: str, build: str | None = None) -> pd.DataFrame:
@@ -26,26 +32,46 @@ def load_answers(output: str, build: str | None = None) -> pd.DataFrame:
     column = facts["settings"]["layout"]["provenance_column"]
     parquet = _paths(facts, "data/", ".parquet")
     if not parquet:
-        rows = list(_jsonl_rows(chosen, _paths(facts, "jsonl/", ".jsonl")))
-        return _flat(pa.Table.from_pylist(rows), column)
+        return _frame(chosen, facts, "jsonl")
     tables = [pq.read_table(io.BytesIO(chosen.store.read_bytes(path))) for path in parquet]
     # notes in the files about how pandas should make its frame are not ours
-    return _flat(pa.concat_tables(tables).replace_schema_metadata(), column)
+    table = pa.concat_tables(tables).replace_schema_metadata()
+    frame = _flat(table, column)
+    audio = facts["settings"]["input"]["audio_column"]
+    if audio in frame:
+        frame[audio] = _addresses(table.column(audio).to_pylist(), facts, parquet=True)
+    return frame
 
 
 def load_rejections(output: str, build: str | None = None) -> pd.DataFrame:
     """A build's rejections in order; see `earwitness.load_rejected`."""
     chosen = published_build(output, build)
-    facts = chosen.facts()
+    return _frame(chosen, chosen.facts(), "rejected")
+
+
+def _frame(build: Build, facts: dict[str, Any], folder: str) -> pd.DataFrame:
+    """JSON lines, one column at a time: where values disagree, as the Python objects they are."""
     column = facts["settings"]["layout"]["provenance_column"]
-    rows = list(_jsonl_rows(chosen, _paths(facts, "rejected/", ".jsonl")))
-    # rejected records may disagree on types more than Arrow allows: one column at a time, the
-    # disagreeing ones as the Python objects they are
+    audio = facts["settings"]["input"]["audio_column"]
+    rows = list(_jsonl_rows(build, _paths(facts, f"{folder}/", ".jsonl")))
     names = dict.fromkeys(name for row in rows for name in row if name != column)
-    why = ("row", "stage", "reason", "detail", "transient")
-    frame = {f"{column}.{name}": _series([row[column][name] for row in rows]) for name in why}
-    fields = {name: _series([row.get(name) for row in rows]) for name in names}
-    return pd.DataFrame({**fields, **frame})
+    fields = {name: [row.get(name) for row in rows] for name in names}
+    ours = REJECTION_FIELDS if folder == "rejected" else PROVENANCE.names
+    more = {f"{column}.{name}": [row[column][name] for row in rows] for name in ours}
+    frame = {name: _series(values) for name, values in {**fields, **more}.items()}
+    if audio in fields:
+        frame[audio] = _addresses(fields[audio], facts, parquet=False)
+    return pd.DataFrame(frame)
+
+
+def _addresses(values: list[Any], facts: dict[str, Any], *, parquet: bool) -> pd.Series[Any]:
+    """The audio field with the addresses of clips absolute, each in the shape it came in."""
+    source = facts["settings"]["input"]
+    if parquet and source["audio_column"] in facts["fields"]["json_fields"]:
+        values = [text and json.loads(text) for text in values]
+    root = source["audio_root"] or parent_uri(facts["manifest"]["uri"])
+    resolver = ClipResolver(root, source["audio_column"], source["max_clips"])
+    return _series([resolver.named(value) for value in values])
 
 
 def published_build(output: str, build: str | None = None) -> Build:

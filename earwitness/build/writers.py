@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from earwitness.addresses import parent_uri
 from earwitness.build.layout import StoredFile
 from earwitness.cache.tables import HEARD_CLIPS, heard_clips
+from earwitness.manifest.clips import ClipResolver
 from earwitness.manifest.fields import OutputFields
+from earwitness.records import Reason
 from earwitness.settings import Format
 from earwitness.strict_json import json_bytes
 
@@ -112,12 +115,16 @@ class JsonlFile(_Lines):
 
 
 class RejectionsFile(_Lines):
-    """Rejected rows as JSON lines: the original fields and why; itself a manifest."""
+    """Rejected rows as JSON lines: the original fields and why; itself a manifest, anywhere."""
 
     def __init__(self, build: Build, shard: int, folder: Path) -> None:
         super().__init__(build, shard, folder, "rejected")
+        settings = build.plan.settings
+        root = settings.input.audio_root or parent_uri(settings.manifest)
+        self._audio = settings.input.audio_column
+        self._resolver = ClipResolver(root, self._audio, settings.input.max_clips)
         self._fields = OutputFields.from_json(build.plan.fields)
-        self._provenance = build.plan.settings.layout.provenance_column
+        self._provenance = settings.layout.provenance_column
 
     def add(self, rows: Sequence[tuple[PlannedRow, Rejection]]) -> None:
         """Append rejected rows."""
@@ -129,8 +136,17 @@ class RejectionsFile(_Lines):
                 "detail": rejection.detail,
                 "transient": rejection.transient,
             }
-            fields = {} if row.record is None else self._fields.complete(row.record)
-            self.write({**fields, self._provenance: why})
+            self.write({**self._manifest_fields(row, rejection), self._provenance: why})
+
+    def _manifest_fields(self, row: PlannedRow, rejection: Rejection) -> Json:
+        """The record as a manifest that lies anywhere would have it."""
+        if row.record is None:
+            return {}
+        fields = self._fields.complete(row.record)
+        refused = rejection.reason is Reason.ADDRESS_REFUSED and not row.clips
+        if self._audio not in fields or refused:
+            return fields  # an address that planning refused is not made one that is accepted
+        return {**fields, self._audio: self._resolver.named(fields[self._audio])}
 
 
 class ParquetFile:

@@ -80,6 +80,24 @@ class ClipResolver:
             )
         return tuple([self._absolute(uri) for uri in uris])
 
+    def named(self, value: Any) -> Any:
+        """An audio field in the shape it came in, with every clip's address absolute.
+
+        Args:
+            value: The field. What is no address in it, or refused as one, stays as it is.
+        """
+        if isinstance(value, str):
+            try:
+                return self._absolute(value)
+            except BadRecordError:
+                return value
+        if isinstance(value, list):
+            return [self.named(item) for item in value]
+        if isinstance(value, dict) and isinstance(value.get("path"), str):
+            # beside the clip's own bytes a path is only its name
+            return value if value.get("bytes") else {**value, "path": self.named(value["path"])}
+        return value
+
     def _absolute(self, uri: Any) -> str:
         if not isinstance(uri, str) or not uri or uri.isspace():
             what = "an empty text" if isinstance(uri, str) else f"a {type(uri).__name__}"

@@ -367,7 +367,24 @@ def test_fields_come_out_as_they_went_in(built):
     for row in built.whole.rejections():
         number = row.pop("earwitness")["row"]
         if row:
-            assert list(row.items()) == list(built.rows[number].record.items())
+            assert row == rejected_fields(built.rows[number].record, built.whole.output.parent)
+
+
+def rejected_fields(fields: dict[str, Any], root: Path) -> dict[str, Any]:
+    """A record's fields as a manifest that lies anywhere has them: clips by absolute paths."""
+    told: dict[str, Any] = json.loads(json.dumps(fields).replace('"\\ud83d"', '"\ufffd"'))
+    if "audio" in told:
+        told["audio"] = absolute(told["audio"], root)
+    return told
+
+
+def absolute(audio: Any, root: Path) -> Any:
+    if isinstance(audio, list):
+        return [absolute(one, root) for one in audio]
+    if isinstance(audio, dict):
+        return {name: absolute(one, root) for name, one in audio.items()}
+    address = isinstance(audio, str) and audio.strip() and ":" not in audio and "\0" not in audio
+    return os.path.normpath(root / audio) if address else audio
 
 
 def test_an_integer_id_with_gaps_stays_an_integer(built):

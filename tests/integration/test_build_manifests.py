@@ -159,8 +159,7 @@ def test_rejections_are_a_manifest_themselves(clips, build):
     assert told["earwitness.reason"].tolist() == ["clip_missing", "empty_turn"]
     write_clip(clips / "late.wav", tone(777))
     (rejected,) = Published(clips / "out").folder.glob("rejected/*")
-    root = InputSettings(audio_root=str(clips))
-    counts = build(rejected, clips / "again", input=root)
+    counts = build(rejected, clips / "again")
     assert (counts["rows"], counts["answered"]) == (2, 1)
     (row,) = Published(clips / "again").answers()
     assert row["id"] == 2

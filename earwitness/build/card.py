@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from earwitness.build.layout import Counts, Plan
     from earwitness.records import Json
 
+CARD_MARK = (
+    "<!-- Written by earwitness at each publication; without this line the page is left alone. -->"
+)
+"""What tells an output's own page from one that somebody wrote."""
+
 _SECONDS_AN_HOUR = 3600
 
 
@@ -42,7 +47,7 @@ def dataset_card(plan: Plan, counts: Counts, account: Json | None = None) -> str
     }
     lines = [
         "---",
-        yaml.safe_dump(header, sort_keys=False).strip(),
+        _yaml(header),
         "---",
         "",
         f"# {markdown(plan.build)}",
@@ -84,6 +89,31 @@ def dataset_card(plan: Plan, counts: Counts, account: Json | None = None) -> str
             + ".",
         ]
     return "\n".join(lines) + "\n"
+
+
+def output_card(card: str, build: str) -> str:
+    """The page of a whole output: a build's card, its data files named from the output.
+
+    Args:
+        card: The build's README.md.
+        build: The build's id.
+
+    Raises:
+        ValueError: It is no card that `dataset_card` wrote.
+    """
+    header, _, body = card.removeprefix("---\n").partition("\n---\n")
+    try:
+        told = yaml.safe_load(header)
+        for config in told["configs"]:
+            for file in config["data_files"]:
+                file["path"] = f"builds/{build}/{file['path']}"
+    except (yaml.YAMLError, LookupError, TypeError) as error:
+        raise ValueError(f"the card of {build} cannot be read: {error}") from error
+    return f"---\n{_yaml(told)}\n---\n\n{CARD_MARK}\n{body}"
+
+
+def _yaml(header: Json) -> str:
+    return yaml.safe_dump(header, sort_keys=False).strip()
 
 
 def _asked(plan: Plan) -> list[str]:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from earwitness.build.choose import build_ids
 from earwitness.build.layout import Build
 from earwitness.build.lease import lease_holder
-from earwitness.build.publish import latest_build
+from earwitness.build.publish import latest_build, write_output_card
 from earwitness.build.retention import REMOVAL_MARK, choose_old, look_at
 from earwitness.build.used import Sightings, used_by
 from earwitness.cache import SegmentCache, clip_cache, outcome_cache
@@ -175,6 +175,9 @@ def remove_garbage(garbage: Garbage, told: Callable[[str], None] = lambda _: Non
         False when a build came back into use meanwhile: it stays, and so does the cache.
     """
     spared = False
+    if garbage.builds and (latest := latest_build(garbage.output)):
+        # a page that an earlier version left behind may lead into a build that goes
+        write_output_card(Store(garbage.output), latest)
     for number, old in enumerate(garbage.builds, start=1):
         build = Build(garbage.output, old.id)
         if lease_holder(build) is not None or latest_build(garbage.output) == old.id:

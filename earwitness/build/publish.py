@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import earwitness
 from earwitness.build.account import Account, Basis, account_facts, basis_of, choose_basis
-from earwitness.build.card import dataset_card
+from earwitness.build.card import CARD_MARK, dataset_card, output_card
 from earwitness.build.layout import FILE_FOLDERS, Build, Counts, Receipt, receipt_path, shard_path
 from earwitness.errors import (
     BuildDamagedError,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from earwitness.build.layout import StoredFile
 
 LATEST = "latest.json"
+CARD = "README.md"
+_log = logging.getLogger(__name__)
 _READERS = 16
 
 
@@ -60,9 +63,7 @@ def publish_build(build: Build) -> dict[str, Any]:
         _undo(build, damage)
     _remove_unnamed(build, files)
     facts = _facts(build, receipts, counts)
-    build.store.write_bytes(
-        "README.md", dataset_card(build.plan, counts, facts["account"]).encode()
-    )
+    build.store.write_bytes(CARD, dataset_card(build.plan, counts, facts["account"]).encode())
     build.outcomes.merge()
     build.sightings.merge()
     build.store.write_bytes("build.json", json_document(facts))
@@ -209,17 +210,51 @@ def _finish(build: Build) -> None:
 
 
 def _point_at(build: Build) -> None:
-    """Move `latest.json` to the newest published build: this one, or one planned later.
+    """Move the output's page and `latest.json` to the newest published build.
+
+    That is this one, or one planned later.
 
     No storage is asked for a compare-and-swap; instead the pointer is looked after once more when
-    it is written. Of two builds that publish at the same moment the last to write sees both.
+    it is written; the page goes along with it. Of two builds that publish at the same moment the
+    last to write sees both.
     """
     written = None
     while (newest := _newest_published(build)) != written:
         planned_at, name = newest
+        write_output_card(build.output, name)
         pointer = {"build": name, "planned_at": planned_at}
         build.output.write_bytes(LATEST, json_document(pointer))
         written = newest
+
+
+def write_output_card(output: Store, name: str) -> None:
+    """Write the output's own page, so that loaders and viewers open the newest build there.
+
+    Before the pointer moves: a kill in between leaves a build that the next run continues.
+
+    Args:
+        output: Where datasets are published.
+        name: The newest published build.
+    """
+    try:
+        card = output_card(Build(output.root, name).store.read_bytes(CARD).decode(), name)
+    except (FileNotFoundError, ValueError):
+        return  # of an earlier version, or changed by hand
+    try:
+        there = output.read_bytes(CARD).decode(errors="replace")
+    except FileNotFoundError:
+        there = CARD_MARK
+    except OSError as error:  # a folder, or a file of somebody else
+        there = str(error)
+    if CARD_MARK not in there:
+        _log.warning(
+            "%s was not written by earwitness and is left as it is. For datasets.load_dataset to "
+            "open the newest build, its data_files have to name builds/%s/data/*.parquet",
+            output.uri(CARD),
+            name,
+        )
+    elif there != card:
+        output.write_bytes(CARD, card.encode())
 
 
 def _newest_published(build: Build) -> tuple[str, str]:

@@ -66,6 +66,8 @@ def test_datasets_and_pandas_load_the_folder(clips, build, monkeypatch):
     loaded = datasets.load_dataset(str(folder), split="train", cache_dir=str(clips / "hf"))
     assert loaded["id"] == [0, 1, 2, None, 4]
     assert loaded[4]["conversation"] == lines[4]["conversation"]
+    output = datasets.load_dataset(str(clips / "out"), split="train", cache_dir=str(clips / "hf"))
+    assert output.to_list() == loaded.to_list()
     frames = [pd.read_parquet(folder / "data")]
     assert pd.concat(frames)["answer"].tolist() == loaded["answer"]
     ours = earwitness.load(str(clips / "out"))
@@ -112,6 +114,19 @@ def test_records_with_audio_alone_are_asked_the_question(clips, build):
     assert [row["id"] for row in Published(clips / "out").answers()] == [1, 2]
     asked = [{"from": "human", "value": "Describe the sound in this audio clip."}]
     assert Published(clips / "out").answers()[0]["conversation"] == asked
+
+
+def test_the_output_loads_after_every_night(clips, build, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(clips / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    for night in range(2):
+        lines = [{"audio": "0.wav", "id": number} for number in range(2 + night)]
+        manifest = write_manifest(clips / "manifest.jsonl", lines)
+        build(manifest, clips / "out", question="caption")
+        loaded = datasets.load_dataset(str(clips / "out"), split="train")
+        assert loaded["id"] == list(range(2 + night))
+        assert loaded[0]["conversation"][0]["value"] == "Describe the sound in this audio clip."
 
 
 def planned_texts(output) -> list[str]:

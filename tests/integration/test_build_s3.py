@@ -110,6 +110,33 @@ def test_local_output_of_a_manifest_and_clips_on_s3(bucket, build, tmp_path):
     assert counts["answered"] == 1
 
 
+def test_rejections_on_s3_are_a_manifest_and_the_output_has_its_page(
+    bucket, build, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    bucket.put("lake/clips/a.wav", clip_bytes(tmp_path, 300))
+    lines = [{"audio": "clips/a.wav", "id": 1}, {"audio": ["../lake/clips/b.wav"], "id": 2}]
+    manifest = write_manifest(tmp_path / "manifest.jsonl", lines).read_bytes()
+    build(bucket.put("lake/manifest.jsonl", manifest), f"{bucket.uri}/out", question="What?")
+    (rejected,) = Published(bucket.folder / "out").rejections()
+    assert rejected["audio"] == [f"{bucket.uri}/lake/clips/b.wav"]
+    assert earwitness.load(f"{bucket.uri}/out")["audio"].tolist() == [
+        f"{bucket.uri}/lake/clips/a.wav"
+    ]
+    loaded = datasets.load_dataset(str(bucket.folder / "out"), split="train")
+    assert loaded["id"] == [1]
+
+    bucket.put("lake/clips/b.wav", clip_bytes(tmp_path, 400))
+    (file,) = Published(bucket.folder / "out").folder.glob("rejected/*")
+    uri = f"{bucket.uri}/{file.relative_to(bucket.folder)}"
+    counts = build(uri, tmp_path / "again")
+    assert (counts["rows"], counts["answered"]) == (1, 1)
+    (row,) = Published(tmp_path / "again").answers()
+    assert row["conversation"] == [{"from": "human", "value": "What?"}]
+
+
 def test_a_packed_manifest_and_its_clips_over_http(web, build, stand_in, tmp_path):
     for number in range(3):
         web.put(f"/lake/clips/{number}.wav", clip_bytes(tmp_path, 300 + number))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 import earwitness
+from earwitness.addresses import local_path
 from earwitness.build.batch import Decided, write_segment
+from earwitness.build.gc import find_garbage, remove_garbage
 from earwitness.build.layout import Build, Counts, receipt_path, work_path
 from earwitness.build.persist import persist_shard
 from earwitness.build.plan import plan_build
@@ -28,6 +33,7 @@ from earwitness.errors import (
 from earwitness.identity import ModelIdentity
 from earwitness.records import Answer, HeardClip, Outcome, Reason, Rejection, Stage
 from earwitness.settings import BuildSettings
+from earwitness.storage import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,6 +71,16 @@ def planned(folder: Path, rows: int = 4, name: str = "b-20261122T000000Z-aaaaaa"
 def finish(build: Build, shard: int, decided: list[Decided], sightings=()) -> None:
     write_segment(build, f"{work_path(shard)}/resolved.parquet", [], [])
     write_segment(build, f"{work_path(shard)}/batch-00000-0.parquet", decided, list(sightings))
+
+
+def whole(folder: Path, name: str = "b-20261122T000000Z-aaaaaa", **more) -> Build:
+    """A build of two shards that is ready to be published."""
+    made = planned(folder, name=name, **more)
+    finish(made, 0, [answered(0), answered(1)])
+    finish(made, 1, [answered(2), answered(3)])
+    persist_shard(made, 0)
+    persist_shard(made, 1)
+    return made
 
 
 def published(manifest: Path, **settings) -> Build:
@@ -220,16 +236,135 @@ def test_too_many_rejections_are_not_published_and_the_knob_is_named(tmp_path: P
 
 def test_the_pointer_never_moves_back(tmp_path: Path):
     builds = [
-        planned(tmp_path, name=name)
-        for name in ("b-20261123T000000Z-aaaaaa", "b-20261122T000000Z-bbbbbb")
+        whole(tmp_path, name) for name in ("b-20261123T000000Z-aaaaaa", "b-20261122T000000Z-bbbbbb")
     ]
     for build in builds:
-        finish(build, 0, [answered(0), answered(1)])
-        finish(build, 1, [answered(2), answered(3)])
-        persist_shard(build, 0)
-        persist_shard(build, 1)
         publish_build(build)
     assert latest_build(builds[0].output.root) == builds[0].id
+
+
+def page(output: str) -> str:
+    return Store(output).read_bytes("README.md").decode()
+
+
+def pointed_files(output: str) -> list[str]:
+    """What the front matter of an output's page names, as loaders read it."""
+    (config,) = yaml.safe_load(page(output).split("---\n")[1])["configs"]
+    return [file["path"] for file in config["data_files"]]
+
+
+def test_the_output_has_a_page_that_points_into_the_newest_build(tmp_path: Path):
+    for number, name in enumerate(("b-20261122T000000Z-aaaaaa", "b-20261123T000000Z-bbbbbb")):
+        build = whole(tmp_path, name)
+        publish_build(build)
+        output = build.output.root
+        assert pointed_files(output) == [f"builds/{name}/data/*.parquet"]
+        assert len(list((tmp_path / "out").glob(pointed_files(output)[0]))) == 2, number
+        card = build.store.read_bytes("README.md").decode()
+        assert card.partition("\n---\n")[2].strip() in page(output)
+
+
+def test_the_page_of_json_lines_alone_points_at_them(tmp_path: Path):
+    build = whole(tmp_path, layout={"shard_rows": 2, "formats": ["jsonl"]})
+    publish_build(build)
+    assert pointed_files(build.output.root) == [f"builds/{build.id}/jsonl/*.jsonl"]
+
+
+def test_the_page_never_moves_back(tmp_path: Path):
+    newer = whole(tmp_path, "b-20261123T000000Z-aaaaaa")
+    older = whole(tmp_path, "b-20261122T000000Z-bbbbbb")
+    publish_build(newer)
+    publish_build(older)
+    assert pointed_files(older.output.root) == [f"builds/{newer.id}/data/*.parquet"]
+
+
+NIGHTS = ("b-20261122T000000Z-aaaaaa", "b-20261123T000000Z-bbbbbb")
+
+
+@pytest.fixture
+def nights(tmp_path: Path) -> list[Build]:
+    """Two published builds, and beside them what lay at the output after the first."""
+    builds = [whole(tmp_path, name) for name in NIGHTS]
+    publish_build(builds[0])
+    for path in ("README.md", "latest.json"):
+        builds[0].store.write_bytes(f"kept/{path}", builds[0].output.read_bytes(path))
+    publish_build(builds[1])
+    return builds
+
+
+@pytest.mark.parametrize("behind", [["README.md"], ["latest.json"], ["README.md", "latest.json"]])
+def test_what_a_kill_left_behind_is_mended_by_the_next_publish(
+    nights: list[Build], behind: list[str]
+):
+    older, newer = nights
+    for path in behind:
+        newer.output.write_bytes(path, older.store.read_bytes(f"kept/{path}"))
+    publish_build(newer)
+    assert pointed_files(newer.output.root) == [f"builds/{newer.id}/data/*.parquet"]
+    assert latest_build(newer.output.root) == newer.id
+
+
+def test_two_publishers_at_once_leave_page_and_pointer_at_the_newer_build(tmp_path: Path):
+    builds = [whole(tmp_path, name) for name in NIGHTS]
+    with ThreadPoolExecutor(len(builds)) as pool:
+        list(pool.map(publish_build, builds))
+    output = builds[1].output.root
+    assert latest_build(output) == builds[1].id
+    assert pointed_files(output) == [f"builds/{builds[1].id}/data/*.parquet"]
+
+
+@pytest.mark.parametrize("behind", ["README.md", "latest.json"])
+def test_gc_removes_nothing_that_the_page_names(nights: list[Build], behind: str):
+    older, newer = nights
+    newer.output.write_bytes(behind, older.store.read_bytes(f"kept/{behind}"))
+    remove_garbage(find_garbage(newer.output.root, keep=1))
+    (pattern,) = pointed_files(newer.output.root)
+    assert len(list(local_path(newer.output.root).glob(pattern))) == 2
+
+
+def test_a_page_that_has_not_changed_is_not_written_again(tmp_path: Path):
+    build = whole(tmp_path)
+    publish_build(build)
+    os.utime(tmp_path / "out/README.md", (1_600_000_000, 1_600_000_000))
+    publish_build(build)
+    assert (tmp_path / "out/README.md").stat().st_mtime == 1_600_000_000
+
+
+@pytest.mark.parametrize("theirs", ["# My dataset\n", "", "\xff"])
+def test_a_page_of_somebodys_own_is_left_alone_and_said_to_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, theirs: str
+):
+    build = whole(tmp_path)
+    build.output.write_bytes("README.md", theirs.encode("latin-1"))
+    publish_build(build)
+    assert build.output.read_bytes("README.md") == theirs.encode("latin-1")
+    assert latest_build(build.output.root) == build.id
+    assert f"builds/{build.id}/data/*.parquet" in caplog.text
+
+
+def test_a_folder_in_the_pages_place_does_not_keep_a_build_back(tmp_path: Path):
+    build = whole(tmp_path)
+    (tmp_path / "out/README.md").mkdir()
+    publish_build(build)
+    assert latest_build(build.output.root) == build.id
+
+
+def test_our_page_without_its_mark_is_somebodys_own(tmp_path: Path):
+    first = whole(tmp_path)
+    publish_build(first)
+    kept = "\n".join(line for line in page(first.output.root).split("\n") if "<!--" not in line)
+    first.output.write_bytes("README.md", kept.encode())
+    publish_build(whole(tmp_path, "b-20261123T000000Z-bbbbbb"))
+    assert page(first.output.root) == kept
+
+
+def test_a_build_whose_card_is_no_card_any_more_is_published_without_a_page(tmp_path: Path):
+    build = whole(tmp_path)
+    publish_build(build)
+    build.output.delete(["README.md"])
+    build.store.write_bytes("README.md", b"---\nconfigs: [\n---\n")
+    publish_build(build)
+    assert not build.output.exists("README.md")
 
 
 def test_a_clock_that_was_ahead_does_not_hold_the_pointer(tmp_path: Path):

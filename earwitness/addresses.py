@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -16,6 +17,14 @@ _SIGNED = re.compile(rf"(?i)([?&](?:{_SIGNATURES})=)[^&\s'\"#]+")
 # a key may hold slashes; what follows a host and a colon is a port, not a password
 _LOGIN = re.compile(r"(://)([^/?#@\s:]*:(?!\d+[/?#])[^?#@\s]+)(?=@)")
 _HTTP_LOGIN = re.compile(r"(?i)(https?://)([^/?#@\s]+)(?=@)")
+
+KNOWN_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "file")
+"""Schemes that people write. Which of them can be opened depends on the packages installed."""
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_SLIP = re.compile(rf"(?i)({'|'.join(KNOWN_SCHEMES)})(?::/?(?!/)(?!\d+(?:/|$))|/{{2}})")
+"""A scheme without its colon, or with fewer than two slashes."""
+_HOME = re.compile(r"~[A-Za-z0-9_.-]*(/|$)")
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/](?!/)")
 
 
 def has_login(uri: str) -> bool:
@@ -50,8 +59,67 @@ def local_path(uri: str) -> Path:
 
 
 def absolute_uri(uri: str) -> str:
-    """The URI with a plain relative path made absolute; everything else as it is."""
-    return str(local_path(uri).absolute()) if split_protocol(uri) == "file" else uri
+    """The URI with a plain relative path made absolute, and its scheme in lower case."""
+    protocol = split_protocol(uri)
+    if protocol == "file":
+        return str(local_path(uri).absolute())
+    return f"{protocol}://{uri.partition('://')[2]}"
+
+
+def address_fault(uri: str) -> str | None:
+    """What is wrong with an address that a person typed, judged by its text alone.
+
+    Each fault here would otherwise be read as the name of a local file or folder.
+
+    Args:
+        uri: A path or URL, as given.
+
+    Returns:
+        A sentence that begins with the address and says what to write; None: nothing is wrong.
+    """
+    if not uri.strip():
+        return "an empty text is no path and no URL"
+    if uri != uri.strip() and "://" in uri:
+        return f"{uri!r} has a space before or after it: remove the space"
+    if _HOME.match(uri):
+        whole = str(Path.home()) + uri[1:] if uri[1:2] in {"", "/"} else "the whole path"
+        return f"{uri!r}: ~ is only understood by a shell, and not in quotes: write {whole}"
+    if _WINDOWS.match(uri):
+        return f"{uri!r} is a path of Windows: write a path of this machine"
+    slip = _SLIP.match(uri)
+    if slip is not None:
+        scheme = slip.group(1).lower()
+        rest = uri[slip.end() :].lstrip("/")
+        meant = f"{scheme}:///{rest}" if scheme == "file" else f"{scheme}://{rest}"
+        return f"{uri!r} is not written like a URL: did you mean {meant}?"
+    return _url_fault(uri)
+
+
+def _has_file_system(scheme: str) -> bool:
+    from fsspec.registry import known_implementations
+
+    return scheme in known_implementations
+
+
+def _url_fault(uri: str) -> str | None:
+    scheme, mark, rest = uri.partition("://")
+    if not mark or not _SCHEME.fullmatch(scheme):
+        return None
+    scheme = scheme.lower()
+    fault = None
+    if scheme == "file":
+        if not rest.startswith(("/", "localhost/")):
+            fault = f"{uri!r}: a file:// URL has three slashes before the path: file:///{rest}"
+    elif scheme not in KNOWN_SCHEMES:
+        close = get_close_matches(scheme, KNOWN_SCHEMES, n=1, cutoff=0.5)
+        if close and not _has_file_system(scheme):
+            fault = f"{uri!r}: {scheme}:// cannot be opened, did you mean {close[0]}://{rest}?"
+        elif not scheme.isidentifier():
+            fault = f"{uri!r}: {scheme}:// cannot be opened"
+    elif not rest or rest.startswith("/"):
+        place = "HOST" if scheme in {"http", "https"} else "BUCKET"
+        fault = f"{uri!r} names no {place.lower()}: write {scheme}://{place}/FOLDER"
+    return fault
 
 
 def join_uri(base: str, relative: str) -> str:

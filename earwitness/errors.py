@@ -26,12 +26,16 @@ processes (an exception with keyword-only arguments does not).
 from __future__ import annotations
 
 import errno
+import os
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from earwitness.addresses import without_secrets
 from earwitness.escaping import printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from earwitness.records import Rejection
 
 
@@ -110,6 +114,42 @@ def disk_error(error: OSError, where: str) -> DiskError | None:
     if trouble is None:
         return None
     return DiskError(f"{trouble} {where}: mend that, then run again; what is done stays done")
+
+
+def told_os_error(error: OSError, path: object = "") -> str:
+    """What an error of the file system means, as the rest of a sentence.
+
+    Args:
+        error: As the system raised it.
+        path: The file or folder it is about. Default: the one that the error names.
+    """
+    known = _OS_TROUBLE.get(error.errno or 0)
+    where = str(path or error.filename or "the file")
+    if known is not None:
+        return f"{known} {where}" if known.endswith(("at", "for")) else f"{where} {known}"
+    return f"{where}: {error.strerror or ' '.join(str(error).split()) or type(error).__name__}"
+
+
+def close_name(path: Path) -> str:
+    """`(did you mean …?)` with the file beside a missing one that is named nearly like it."""
+    try:
+        names = [] if path.exists() else sorted(os.listdir(path.parent))  # noqa: PTH208 - names alone
+    except OSError:
+        return ""
+    close = get_close_matches(path.name, names, n=1, cutoff=0.75)
+    return f" (did you mean {path.with_name(close[0])}?)" if close else ""
+
+
+_OS_TROUBLE = {
+    errno.ENOENT: "there is no file at",
+    errno.ENOTDIR: "cannot be there: a part of its path is a file, not a folder",
+    errno.EISDIR: "is a folder, not a file",
+    errno.EEXIST: "is there already",
+    errno.EACCES: "there is no permission for",
+    errno.EPERM: "there is no permission for",
+    errno.ENAMETOOLONG: "has a name that is too long for the disk",
+    errno.ELOOP: "is a symbolic link that leads to itself",
+}
 
 
 class CredentialsError(FatalError):

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _JOINERS = "\u200c\u200d"
 """Zero-width, and needed to write Persian, Hindi and many emoji; they hide nothing."""
@@ -39,6 +42,25 @@ def printable(text: Any, *, lines: bool = False) -> str:
         char if char.isprintable() or char in kept or _is_space(char) else _named(char)
         for char in shown
     )
+
+
+def listed(names: Iterable[str], most: int, *, separator: str = ", ") -> str:
+    """Names in a row, `a, b and 2 more` where there are more than can be shown.
+
+    Args:
+        names: What is listed.
+        most: How many are named.
+        separator: Stands between two.
+    """
+    every = list(names)
+    more = len(every) - most
+    shown = separator.join(every[:most])
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where it has to be."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _is_space(char: str) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from earwitness.errors import ModelIdentityError
+from earwitness.errors import ModelIdentityError, close_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -272,12 +272,12 @@ def identify_model(model: str, engine: EngineSettings, *, declared: bool) -> Mod
     folder = Path(model)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelIdentityError(f"{model} holds no model: it has no config.json")
+            raise ModelIdentityError(f"the folder {model} holds no model: it has no config.json")
         return ModelIdentity("local", folder.resolve().name, folder_digest(folder), arguments)
     if declared:
         return ModelIdentity("declared", model, "", arguments)
     if model.startswith((".", "/", "~")):
-        raise ModelIdentityError(f"{model}: no such folder")
+        raise ModelIdentityError(f"model {model}: no such folder{close_name(folder)}")
     return ModelIdentity("hub", model, _hub_commit(model, engine), arguments)
 
 
@@ -291,7 +291,10 @@ def _hub_commit(model: str, engine: EngineSettings) -> str:
     try:
         commit = HfApi().model_info(model, revision=revision, timeout=30).sha
     except HFValidationError as error:
-        raise ModelIdentityError(f"{model} is neither a folder nor a hub id: {error}") from error
+        raise ModelIdentityError(
+            f"model {model} is neither a folder here{close_name(Path(model))} nor the id of a "
+            "model on the hub, such as Qwen/Qwen2-Audio-7B-Instruct"
+        ) from error
     # its client lets its transport's errors through, and has had three transports so far
     except Exception as error:  # noqa: BLE001 - whatever it is, the hub did not answer
         hub = Path(engine.hub_cache or constants.HF_HUB_CACHE)
@@ -299,13 +302,37 @@ def _hub_commit(model: str, engine: EngineSettings) -> str:
         try:
             return ref.read_text(encoding="utf-8").strip()
         except OSError:
-            raise ModelIdentityError(
-                f"the hub does not answer for {model}@{revision}, and it is not in {hub}: "
-                f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            ) from error
+            raise ModelIdentityError(_not_resolved(model, revision, hub, error)) from error
     if not commit:
         raise ModelIdentityError(f"the hub names no commit for {model}@{revision}")
     return commit
+
+
+def _not_resolved(model: str, revision: str, hub: Path, error: Exception) -> str:
+    """Why a hub id could not be resolved, in plain words."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    close = close_name(Path(model))
+    if isinstance(error, GatedRepoError):
+        return (
+            f"model {model} needs permission: ask for it on its page on the hub, and set HF_TOKEN"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"there is no model {model}: neither a folder here{close} nor on the hub (a private "
+            "one needs HF_TOKEN)"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"model {model} has no revision {revision} on the hub: change --revision"
+    why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return (
+        f"the hub does not answer for {model}@{revision}, and it is not in {hub}; there is no "
+        f"folder {model} here either{close} ({why})"
+    )
 
 
 def build_id(name: str, started: datetime, run: str) -> str:

@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
-from earwitness.addresses import absolute_uri, split_protocol
-from earwitness.errors import EarwitnessError, FatalError
+from earwitness.addresses import absolute_uri, address_fault, split_protocol
+from earwitness.errors import EarwitnessError, FatalError, SettingsError
 from earwitness.storage_calls import S3, abort_uploads, asked, filesystem, open_file, write_limit
 from earwitness.storage_errors import translated
 
@@ -62,6 +62,9 @@ class Store:
     """
 
     def __init__(self, root: str) -> None:
+        fault = address_fault(root)
+        if fault is not None:
+            raise SettingsError(fault)
         self.root = absolute_uri(root).rstrip("/")
         self._fs, self._base = filesystem(self.root)
         self._base = self._base.rstrip("/")

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from earwitness.access import absolute_allowed, is_trusted
-from earwitness.addresses import absolute_uri, parent_uri
+from earwitness.addresses import (
+    absolute_uri,
+    address_fault,
+    local_path,
+    parent_uri,
+    split_protocol,
+)
 from earwitness.credentials import check_engine, check_no_secret
 from earwitness.engine.client import Engine
-from earwitness.errors import SettingsError
+from earwitness.engine.given import check_addresses
+from earwitness.errors import SettingsError, close_name, told_os_error
 from earwitness.identity import ModelIdentity, identify_model
 from earwitness.settings import QUESTIONS, BuildSettings, LayoutSettings
 
+_WORD = re.compile(r"[\w./-]+")
 _PATIENCE_S = 30.0
 """How long a given engine may take to say what it serves, before anything is planned."""
 
@@ -35,6 +45,7 @@ def resolve_settings(settings: BuildSettings) -> BuildSettings:
         SettingsError: The question's file cannot be read, or an address carries credentials.
     """
     _check_secrets(settings)
+    _check_addresses(settings)
     layout, source = settings.layout, settings.input
     output = absolute_uri(settings.output)
     manifest = absolute_uri(settings.manifest)
@@ -66,6 +77,34 @@ def _check_secrets(settings: BuildSettings) -> None:
     check_no_secret(settings.input.audio_root or "", "input.audio_root")
     check_no_secret(settings.model or "", "model")
     check_engine(settings.engine)
+
+
+def _check_addresses(settings: BuildSettings) -> None:
+    named = {"manifest": settings.manifest, "output": settings.output}
+    if settings.input.audio_root is not None:
+        named["audio_root"] = settings.input.audio_root
+    for name, address in named.items():
+        fault = address_fault(address)
+        if fault is not None:
+            raise SettingsError(f"{name} {fault}")
+    _check_output(settings.output)
+
+
+def _check_output(output: str) -> None:
+    """Refuse a local output below a file, before anything is read or started."""
+    if split_protocol(output) != "file":
+        return
+    path = local_path(output).absolute()
+    there = next(folder for folder in (path, *path.parents) if _exists(folder))
+    if not there.is_dir():
+        raise SettingsError(f"output {output}: {there} is a file, and the output is a folder")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def build_name(output: str, layout: LayoutSettings) -> str:
@@ -104,6 +143,7 @@ def resolve_model(settings: BuildSettings) -> tuple[str, ModelIdentity]:
 
 
 async def _served_name(settings: BuildSettings) -> str:
+    await check_addresses(settings.engine)
     engine = Engine(
         settings.engine,
         settings.model,
@@ -119,15 +159,39 @@ def _question(question: str | None) -> str | None:
     if question is None:
         return None
     if question.startswith("@"):
-        try:
-            text = Path(question[1:]).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"--question {question}: {error}") from error
+        text = _question_file(Path(question[1:]))
     else:
         text = QUESTIONS.get(question, question).strip()
+        _check_meant(text)
     if not text:
-        raise SettingsError("--question is empty")
+        raise SettingsError(f"--question {question!r} is empty: give a text, @FILE or a short name")
     return text
+
+
+def _question_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"--question @{path}: the file is not UTF-8 text") from error
+    except OSError as error:
+        why = f"{told_os_error(error, path)}{close_name(path)}"
+        raise SettingsError(f"--question @{path}: {why}") from error
+
+
+def _check_meant(question: str) -> None:
+    """Refuse a single word that nobody asks a model: a short name misspelt, or a file's name."""
+    if not _WORD.fullmatch(question):
+        return
+    close = get_close_matches(question.lower(), QUESTIONS, n=1, cutoff=0.7)
+    if close:
+        raise SettingsError(
+            f"--question {question!r}: did you mean {close[0]}? "
+            "Give a sentence to ask something else"
+        )
+    if _exists(Path(question)):
+        raise SettingsError(
+            f"--question {question!r} is the name of a file: write @{question} to ask its text"
+        )
 
 
 def _longest_s(settings: BuildSettings) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -20,6 +22,12 @@ from earwitness.engine.replies import (
     read_reply,
     retry_after_s,
     steady,
+)
+from earwitness.engine.wrong_address import (
+    other_server,
+    tls_fault,
+    unreachable_for_good,
+    why_silent,
 )
 from earwitness.errors import (
     CredentialsError,
@@ -38,6 +46,9 @@ _NO_ACCESS = frozenset({401, 403})
 _DEAD = 503  # what vLLM's /health says once its engine process is gone
 _CONNECT_S = 10
 _TOLD_CHARS = 160
+_PAGES = ("/chat/completions", "/completions", "/models", "/health", "/metrics", "/docs")
+"""Pages of the API that people copy in place of its address."""
+_HOST_AND_PORT = re.compile(r"\s*[\w.-]+(:\d+)?(/|\s*$)")
 _PROBE_TIMEOUT = aiohttp.ClientTimeout(total=10)
 # uvicorn closes a connection after 5 s of rest: never send on one it is about to close
 _KEEPALIVE_S = 4.0
@@ -68,12 +79,32 @@ def base_url(url: str) -> str:
         The server's root.
 
     Raises:
-        SettingsError: It is no http(s) address.
+        SettingsError: It is no http(s) address of a whole server.
     """
-    root = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
-    if not root.startswith(("http://", "https://")):
-        raise SettingsError(f"an engine's address looks like http://host:8000/v1, not {url!r}")
-    return root
+    try:
+        parts = urlsplit(url.strip())
+        _ = parts.port
+    except ValueError as error:
+        raise SettingsError(
+            f"an engine's address is like http://host:8000/v1, not {url!r}"
+        ) from error
+    scheme, path = parts.scheme.lower(), parts.path.rstrip("/")
+    if scheme not in {"http", "https"} or not parts.netloc:
+        meant = f" (did you mean http://{url.strip()}?)" if _HOST_AND_PORT.match(url) else ""
+        raise SettingsError(f"an engine's address is like http://host:8000/v1, not {url!r}{meant}")
+    server = f"{scheme}://{parts.netloc}"
+    page = next((page for page in _PAGES if path.endswith(page)), None)
+    if page is not None:
+        root = server + path.removesuffix(page).rstrip("/").removesuffix("/v1")
+        raise SettingsError(
+            f"the engine's address {url} names one page of it: write {root.rstrip('/')}/v1"
+        )
+    if parts.query or parts.fragment:
+        raise SettingsError(
+            f"the engine's address {url} has a part after {'?' if parts.query else '#'}: leave "
+            "that part out"
+        )
+    return server + path.removesuffix("/v1").rstrip("/")
 
 
 class EngineAddress:
@@ -212,6 +243,22 @@ class EngineAddress:
         self._is_api = True
         return served
 
+    async def check(self) -> None:
+        """Find what no waiting mends: a wrong page, protocol, name or server.
+
+        An engine that does not answer yet, or is busy, may come up: nothing is raised.
+
+        Raises:
+            SettingsError: The address is wrong; the text says how.
+            CredentialsError: The engine refused the API key.
+        """
+        try:
+            await self.served_models()
+        except EngineUnavailableError as error:
+            fault = await unreachable_for_good(self.url, error.__cause__)
+            if fault is not None:
+                raise fault from error
+
     async def version(self) -> str:
         """The engine's own version, from `/version`; empty when it does not tell.
 
@@ -259,11 +306,15 @@ class EngineAddress:
 
     async def _get(self, path: str) -> bytes:
         try:
-            async with self._open().get(self.url + path, timeout=_PROBE_TIMEOUT) as reply:
+            async with self._open().get(
+                self.url + path, timeout=_PROBE_TIMEOUT, allow_redirects=False
+            ) as reply:
                 body = await _read(reply)
-                status = reply.status
+                status, elsewhere = reply.status, reply.headers.get("Location", "")
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise EngineUnavailableError(f"no engine answers at {self.url}: {error}") from error
+            fault = tls_fault(self.url, error) if isinstance(error, aiohttp.ClientError) else None
+            silent = f"no engine answers at {self.url}: {why_silent(error)}"
+            raise (fault or EngineUnavailableError(silent)) from error
         if status in _NO_ACCESS:
             raise CredentialsError(
                 f"the engine at {self.url} refused the API key (HTTP {status}); "
@@ -272,7 +323,7 @@ class EngineAddress:
         if status in {429, 500, 502, 503, 504}:
             raise EngineUnavailableError(f"the engine at {self.url} answers HTTP {status}")
         if status != _OK:
-            raise SettingsError(f"{self.url}{path} answers HTTP {status}: not a vLLM address?")
+            raise other_server(self.url, path, status, elsewhere, body)
         return body
 
     def _open(self) -> aiohttp.ClientSession:

@@ -72,7 +72,9 @@ class Engine:
         meter = make_meter(settings, shared)
         if self._own:
             if model is None:
-                raise SettingsError("no model: name one with --model, or an engine with --url")
+                raise SettingsError(
+                    "no model: give --model, or --engine with an engine that runs already"
+                )
             self._lanes = Lanes([Lane(None)], room=room, meter=meter)
             server = EngineServer(
                 settings,

@@ -25,6 +25,44 @@ def slots_of(settings: EngineSettings) -> int:
     return settings.max_num_seqs * (1 if settings.url else settings.data_parallel_size)
 
 
+_FOR_AN_ENGINE_OF_OURS = (
+    "revision",
+    "hub_cache",
+    "tensor_parallel_size",
+    "data_parallel_size",
+    "gpu_memory_utilization",
+    "max_model_len",
+    "dtype",
+    "quantization",
+    "chat_template",
+    "trust_remote_code",
+    "api_server_count",
+    "vllm_args",
+    "python",
+    "command",
+    "start_timeout_s",
+    "max_restarts",
+)
+"""Settings of how an engine is started; an engine that runs already knows nothing of them."""
+
+
+def without_effect(settings: EngineSettings) -> list[str]:
+    """Settings that were given and that the engine which answers never learns of.
+
+    Args:
+        settings: As given.
+
+    Returns:
+        Names of fields; empty where an engine is started.
+    """
+    if not settings.url:
+        return []
+    usual = type(settings)()
+    return [
+        name for name in _FOR_AN_ENGINE_OF_OURS if getattr(settings, name) != getattr(usual, name)
+    ]
+
+
 def in_flight(engine: EngineSettings | int) -> int:
     """Requests to keep at an engine: a tenth over its slots, so that one waits when one ends.
 
@@ -71,6 +109,25 @@ def given_addresses(settings: EngineSettings, *, api_key: str | None) -> list[En
     ]
 
 
+async def check_addresses(settings: EngineSettings) -> None:
+    """Check the addresses a person gave; see `EngineAddress.check`.
+
+    Args:
+        settings: With `url`.
+
+    Raises:
+        SettingsError: An address is wrong; the text says how.
+        CredentialsError: An engine refused the API key.
+    """
+    addresses = given_addresses(settings, api_key=None)
+    try:
+        for address in addresses:
+            await address.check()
+    finally:
+        for address in addresses:
+            await address.close()
+
+
 def pick_model(model: str | None, served: Sequence[ServedModel]) -> str:
     """The name to ask given engines for.
 
@@ -88,10 +145,14 @@ def pick_model(model: str | None, served: Sequence[ServedModel]) -> str:
     if model is None:
         if len(names) == 1:
             return names[0]
-        raise ModelIdentityError(f"the engine serves {', '.join(names)}: name one with --model")
+        raise ModelIdentityError(
+            f"the engine serves several models ({', '.join(names)}): choose one with --model"
+        )
     by_root = [card.id for card in served if card.root == model]
     if model in names:
         return model
     if by_root:
         return by_root[0]
-    raise ModelIdentityError(f"the engine serves {', '.join(names)}, not {model}")
+    raise ModelIdentityError(
+        f"the engine serves {', '.join(names)}, not {model}: change --model, or leave it out"
+    )

@@ -95,7 +95,9 @@ class AddressKeeper:
         if self._revivals.begin(lane, self._wait_for):
             lane.hung = bool(why)
             self._whys[lane] = why
-            self._tell("is left out until it answers", lane, why or "it does not answer")
+            self._tell(
+                "gets no requests until it answers again", lane, why or "it cannot be reached"
+            )
 
     def explain(self, deaths: set[int]) -> None:
         """Deaths are not counted here: whoever runs the engines decides.
@@ -117,7 +119,7 @@ class AddressKeeper:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PROBE_S)
         self._lanes.mark_up(lane)
-        self._tell("answers", lane)
+        self._tell("answers again", lane)
 
     async def _alive(self, lane: Lane) -> bool:
         """True when it is the engine we knew, and answers more than `/health`."""
@@ -153,7 +155,10 @@ class AddressKeeper:
             for lane in self._lanes.all
             if lane.address
         )
-        return EngineUnavailableError(f"no engine answered for {self._timeout_s:g} s at {where}")
+        return EngineUnavailableError(
+            f"no engine answered for {self._timeout_s:g} s at {where}: check the address, and "
+            "that the engine runs"
+        )
 
     async def _end_watches(self) -> None:
         for watch in self._watches:

@@ -229,8 +229,18 @@ def error_message(body: bytes) -> str:
         inner = reply.get("error", reply.get("message", reply.get("detail", "")))
         if isinstance(inner, dict):
             inner = inner.get("message", "")
+        if isinstance(inner, list):
+            inner = "; ".join(map(_fault_in_words, inner))
         return str(inner)
     return body.decode("utf-8", "replace").strip()[:_DETAIL_CHARS]
+
+
+def _fault_in_words(fault: Any) -> str:
+    """One of the faults that FastAPI lists of a request, as a sentence."""
+    if not isinstance(fault, dict) or "msg" not in fault:
+        return str(fault)
+    where = ".".join(str(word) for word in fault.get("loc", ()) if word != "body")
+    return f"{where}: {fault['msg']}" if where else str(fault["msg"])
 
 
 def steady(message: str) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from earwitness.addresses import split_protocol
 from earwitness.errors import ManifestError
+from earwitness.manifest.kinds import check_kind
 from earwitness.manifest.source import READ_BYTES, ManifestSource, RawLine, current_stamp, readable
 from earwitness.manifest.unpack import magic_of, split_lines, unpacked
 from earwitness.records import Reason, Rejection, Stage
@@ -24,6 +25,10 @@ _OPEN_OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"block_size": 8 * READ_BYTES},
     "s3a": {"block_size": 8 * READ_BYTES},
 }
+_START_BYTES = 2**18
+"""Read before anything is decided: a whole block of a packed file is in it."""
+_JUDGED_BYTES = 2**16
+_PACKED = {"gzip": "a gzip file", "zstd": "a Zstandard file"}
 _MAX_BLANK_LINES = 10_000_000
 """So many empty lines in a row are no manifest: they unpack from next to nothing, and take time."""
 
@@ -91,11 +96,6 @@ class JsonLinesSource(ManifestSource):
                     )
                 continue
             blank = 0
-            if text == b"[" and not self.rows:
-                raise ManifestError(
-                    f"the manifest {self.uri} is one JSON array over many lines; "
-                    "a manifest has one JSON object a line (jq -c '.[]' makes it so)"
-                )
             self.rows += 1
             yield RawLine(self.rows - 1, number, text)
 
@@ -121,6 +121,8 @@ def open_manifest(uri: str, *, max_line_bytes: int) -> ManifestSource:
     try:
         with readable(uri):
             start = _read_start(file)
+        if magic_of(start) != "parquet":
+            _check_start(start, uri)
         if magic_of(start) == "parquet" or uri.lower().endswith((".parquet", ".pq")):
             from earwitness.manifest.parquet import ParquetSource
 
@@ -135,10 +137,32 @@ def open_manifest(uri: str, *, max_line_bytes: int) -> ManifestSource:
 
 
 def _read_start(file: BinaryIO) -> bytes:
-    start = b""
-    while len(start) < 4:  # noqa: PLR2004 - the longest magic number
-        more = file.read(4 - len(start))
+    start = bytearray()
+    while len(start) < _START_BYTES:
+        more = file.read(_START_BYTES - len(start))
         if not more:
             break
         start += more
-    return start
+    return bytes(start)
+
+
+def _check_start(start: bytes, uri: str) -> None:
+    """Refuse another kind of file, also inside a packed one."""
+    packed = _PACKED.get(magic_of(start) or "")
+    if packed is None:
+        if start.strip():
+            check_kind(start, uri)
+        elif len(start) < _START_BYTES:
+            raise ManifestError(f"the manifest {uri} holds no records: it is empty")
+        return
+    text = b""
+    try:
+        for block in unpacked(iter([start]), uri):
+            text += block
+            if len(text) >= _JUDGED_BYTES:
+                break
+    except ManifestError:
+        if len(start) < _START_BYTES:
+            raise
+    if text:
+        check_kind(text, uri, packed=packed)

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
-from earwitness.errors import EarwitnessError, ManifestError, StorageUnavailableError
-from earwitness.storage_calls import sure_stamp
+from earwitness.access import WEB
+from earwitness.addresses import local_path, split_protocol
+from earwitness.errors import (
+    EarwitnessError,
+    ManifestError,
+    StorageUnavailableError,
+    close_name,
+    told_os_error,
+)
+from earwitness.manifest.kinds import folder_kind
+from earwitness.storage_calls import filesystem, sure_stamp
 from earwitness.storage_errors import translate_error
 
 if TYPE_CHECKING:
@@ -18,6 +27,8 @@ if TYPE_CHECKING:
     from earwitness.records import Json, Rejection
 
 READ_BYTES = 2**20
+_MISSING_STATUS = frozenset({404, 410})
+_REFUSED_STATUS = frozenset({401, 403})
 _PASSING_STATUS = frozenset({408, 425, 429})
 
 
@@ -135,17 +146,35 @@ def _manifest_error(error: Exception, uri: str) -> EarwitnessError:
     if isinstance(status, int):
         if status >= 500 or status in _PASSING_STATUS:  # noqa: PLR2004 - HTTP's own classes
             return StorageUnavailableError(f"{uri}: the server answered {status}")
-        return ManifestError(f"the manifest {uri} cannot be read: the server answered {status}")
+        if status in _MISSING_STATUS:
+            return ManifestError(f"there is no manifest at {uri} (the server answered {status})")
+        hint = "; it may need a signed URL" if status in _REFUSED_STATUS else ""
+        return ManifestError(
+            f"the manifest {uri} cannot be read: the server answered {status}{hint}"
+        )
     ours = translate_error(cause, uri)
     if ours is not None:
         return ours
-    if isinstance(error, FileNotFoundError):
-        return ManifestError(f"there is no manifest at {uri}")
-    if isinstance(error, IsADirectoryError):
-        why = "it is a folder; name the file inside"
+    if isinstance(error, FileNotFoundError | IsADirectoryError):
+        return _not_a_file(uri)
+    if isinstance(error, OSError):
+        why = told_os_error(error, uri)
     else:
         why = f"{type(error).__name__}: {error}"
     return ManifestError(f"the manifest {uri} cannot be read: {why}")
+
+
+def _not_a_file(uri: str) -> ManifestError:
+    """What is there in place of a file: a folder, a file of nearly the same name, or nothing."""
+    names: list[str] = []
+    if split_protocol(uri) not in WEB:
+        fs, path = filesystem(uri)
+        with suppress(Exception):  # whatever the listing meets: the file is missing all the same
+            names = [name.rpartition("/")[2] for name in fs.ls(path, detail=False)]
+    if names or (split_protocol(uri) == "file" and local_path(uri).is_dir()):
+        return ManifestError(f"the manifest {uri} cannot be read: {folder_kind(names)}")
+    close = close_name(local_path(uri)) if split_protocol(uri) == "file" else ""
+    return ManifestError(f"there is no manifest at {uri}{close}")
 
 
 def current_stamp(uri: str) -> tuple[str | None, int]:

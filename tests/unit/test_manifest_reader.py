@@ -147,11 +147,11 @@ def test_a_bomb_of_line_ends_is_cut_in_small_pieces() -> None:
         (PACKED[:-8] + bytes(8), "m.jsonl.gz", "damaged gzip"),
         (PACKED + b"junk", "m.jsonl.gz", "damaged gzip"),
         (zstandard.compress(TWO) + b"junk", "m.jsonl.zst", "damaged zstd"),
-        (b"PK\x03\x04 zip", "m.jsonl.gz", "not packed as its name says"),
+        (b'x\n{"id": 1}\n', "m.jsonl.gz", "not packed as its name says"),
         ('{"id": 1}'.encode("utf-16"), "m.jsonl", "UTF-16"),
         (b'[\n  {"id": 1}\n]', "m.json", "one JSON array"),
-        (b"PAR1 but no more", "m.parquet", "no whole Parquet file"),
-        (TWO, "m.parquet", "no whole Parquet file"),
+        (b"PAR1 but no more", "m.parquet", "not a whole Parquet file"),
+        (TWO, "m.parquet", "not a whole Parquet file"),
     ],
 )
 def test_a_manifest_unreadable_as_a_whole_is_an_error(

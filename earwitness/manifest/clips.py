@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from earwitness.access import SCHEMES, WEB, AccessPolicy
 from earwitness.addresses import join_uri, split_protocol, without_secrets
 from earwitness.errors import BadRecordError
+from earwitness.manifest.hints import missing_audio
+from earwitness.manifest.parse import json_kind
 from earwitness.records import Reason, Rejection, Stage
 
 if TYPE_CHECKING:
@@ -66,17 +68,22 @@ class ClipResolver:
         value = record.get(self._column)
         if type(value) is list and len(value) == 1:
             return (self._absolute(value[0]),)
+        if self._column not in record:
+            _reject(Reason.NO_AUDIO, missing_audio(record, self._column))
         if value is None or value == []:
-            state = "empty" if value == [] else "missing" if self._column not in record else "null"
+            state = "empty" if value == [] else "null"
             _reject(Reason.NO_AUDIO, f"field {self._column!r} is {state}")
         uris = [value] if isinstance(value, str) else value
         if not isinstance(uris, list):
-            kind = type(value).__name__
-            _reject(Reason.BAD_AUDIO, f"field {self._column!r} is a {kind}, not a list of URIs")
+            _reject(
+                Reason.BAD_AUDIO,
+                f"field {self._column!r} is {json_kind(value)}, not a list of paths or URLs",
+            )
         if len(uris) > self._max_clips:
             _reject(
                 Reason.TOO_MANY_CLIPS,
-                f"field {self._column!r} names {len(uris)} clips, more than {self._max_clips}",
+                f"field {self._column!r} names {len(uris)} clips, and --max-clips allows "
+                f"{self._max_clips}",
             )
         return tuple([self._absolute(uri) for uri in uris])
 
@@ -100,10 +107,12 @@ class ClipResolver:
 
     def _absolute(self, uri: Any) -> str:
         if not isinstance(uri, str) or not uri or uri.isspace():
-            what = "an empty text" if isinstance(uri, str) else f"a {type(uri).__name__}"
-            _reject(Reason.BAD_AUDIO, f"field {self._column!r} holds {what} where a URI has to be")
+            what = "an empty text" if isinstance(uri, str) else json_kind(uri)
+            _reject(Reason.BAD_AUDIO, f"field {self._column!r} holds {what}, not a path or URL")
         if "\0" in uri:
-            _reject(Reason.BAD_URI, f"field {self._column!r}: a URI with a NUL character in it")
+            _reject(
+                Reason.BAD_URI, f"field {self._column!r}: the path or URL has a NUL character in it"
+            )
         protocol, mark, _ = uri.partition("://")
         if mark:
             if protocol in self._plain:
@@ -112,7 +121,9 @@ class ClipResolver:
                 return self._judged(protocol, uri)
         elif uri.startswith("data:"):
             _reject(
-                Reason.BAD_URI, f"field {self._column!r}: audio inside the manifest ({uri[:40]})"
+                Reason.BAD_URI,
+                f"field {self._column!r}: it holds the audio itself ({uri[:40]}), "
+                "and only paths and URLs are read",
             )
         return self._join(uri)
 
@@ -133,7 +144,7 @@ class ClipResolver:
         if not _is_read(protocol):
             _reject(
                 Reason.BAD_URI,
-                f"field {self._column!r}: nothing reads {protocol[:40]}:// ({uri[:120]})",
+                f"field {self._column!r}: {protocol[:40]}:// cannot be opened ({uri[:120]})",
             )
         if protocol in WEB:
             # as far as the host goes; whatever shares this text shares the host
@@ -162,7 +173,7 @@ class ClipResolver:
         try:
             joined = join_uri(self._root, relative)
         except ValueError:  # "//[": half of an IPv6 address
-            _reject(Reason.BAD_URI, f"field {self._column!r}: {path[:120]!r} is no address")
+            _reject(Reason.BAD_URI, f"field {self._column!r}: {path[:120]!r} is no valid URL")
         self._check(self._access.refusal(joined), path)
         if not self._local and not self._web and not relative.startswith("/"):
             # `..` past the bucket's root would name another bucket
@@ -192,8 +203,8 @@ def audio_root_hint(paths: Iterable[str], audio_root: str) -> str | None:
     if not lost or len(lost) < len(relative) or not any((here / path).exists() for path in lost):
         return None
     return (
-        f"clips are named relative to the working directory, not to {audio_root} "
-        f"({lost[0]} exists only there): add --audio-root ."
+        f"the manifest's clips are relative to the working directory, not to {audio_root} "
+        f"({lost[0]} exists only in the working directory): add --audio-root ."
     )
 
 

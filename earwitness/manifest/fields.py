@@ -303,8 +303,8 @@ class SchemaBuilder:
                     self._types.setdefault(name, pa.null())
         if len(self._types) > MAX_FIELDS:
             raise ManifestError(
-                f"the manifest's records have more than {MAX_FIELDS} differently named fields: "
-                "names that are data belong inside one field"
+                f"the manifest's records have more than {MAX_FIELDS} different field names: "
+                "put data that is used as names inside one field"
             )
 
     def _widen(self, name: str, records: list[Json], column: Any) -> None:

@@ -15,16 +15,17 @@ from earwitness.errors import BadRecordError
 from earwitness.manifest.clips import ClipResolver
 from earwitness.manifest.conversation import ask_text, lone_question, render
 from earwitness.manifest.fields import CollisionCheck
+from earwitness.manifest.hints import missing_conversation
 from earwitness.manifest.meaning import MeaningCheck
 from earwitness.manifest.parse import parse_record
 from earwitness.manifest.planned import is_strict_json, own_bytes, plan_line
 from earwitness.manifest.signature import Signatures
-from earwitness.records import PlannedRow
+from earwitness.records import PlannedRow, Reason, Rejection, Stage
 
 if TYPE_CHECKING:
     from earwitness.manifest.signature import Signature
     from earwitness.manifest.source import RawLine
-    from earwitness.records import Json, Message, Rejection
+    from earwitness.records import Json, Message
     from earwitness.settings import BuildSettings
 
 
@@ -39,7 +40,7 @@ class LintRules:
 
     Attributes:
         audio_root: Folder or URL that relative clip paths start from.
-        system_prompt: Leads conversations that bring none; empty: none.
+        system_prompt: Put before conversations that have none; empty: none.
         question: Text asked of records without a conversation.
         ignore_fields: Fields that are carried through though they change what is asked elsewhere.
         access: Where clips may come from, as far as their addresses' text tells.
@@ -197,9 +198,14 @@ class Linter:
     def _decide(self, row: int, record: Json) -> tuple[PlannedRow, bytes | None]:
         """Judge a record; the row, and its messages as JSON where these are known already."""
         rules = self._rules
-        conversation = record.get(rules.conversation_column)
+        column = rules.conversation_column
+        conversation = record.get(column)
         try:
             clips = self._resolve(record)
+            if conversation is None and rules.question is None and column not in record:
+                detail = missing_conversation(record, column)
+                rejection = Rejection(Stage.PLAN, Reason.NO_CONVERSATION, detail)
+                return PlannedRow(row, record, rejection=rejection), None
             text = lone_question(conversation)
             if text is not None and len(text) <= _LONGEST_ASKED:
                 messages, stored = self._lone(text, len(clips))
@@ -209,7 +215,7 @@ class Linter:
                 len(clips),
                 system_prompt=rules.system_prompt,
                 question=rules.question,
-                field=rules.conversation_column,
+                field=column,
             )
         except BadRecordError as error:
             return PlannedRow(row, record, rejection=error.rejection), None

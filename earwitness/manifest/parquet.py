@@ -63,11 +63,13 @@ class ParquetSource(ManifestSource):
         except (pa.ArrowException, OSError, ValueError) as error:
             local.close()
             raise ManifestError(
-                f"the manifest {uri} is no whole Parquet file: {_one_line(error)}"
+                f"the manifest {uri} is not a whole Parquet file: {_one_line(error)}"
             ) from error
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
-            raise ManifestError(f"the manifest {uri} has columns of one name: {', '.join(twice)}")
+            raise ManifestError(
+                f"the manifest {uri} has several columns of the same name: {', '.join(twice)}"
+            )
 
     def _lines(self) -> Iterator[RawLine]:
         try:
@@ -87,7 +89,10 @@ class ParquetSource(ManifestSource):
             try:
                 records = _records(batch)
             except (ValueError, OverflowError):
-                detail = f"field {_bad_field(batch)!r} holds what is not UTF-8 or no value at all"
+                detail = (
+                    f"field {_bad_field(batch)!r} holds text that is not UTF-8, "
+                    "or a value that cannot be read"
+                )
                 rejection = Rejection(Stage.PLAN, Reason.BAD_ENCODING, detail)
         if rejection is None:
             for record in records:

@@ -21,7 +21,13 @@ MAX_FIELDS = 2_000
 
 _WHITE = " \t\r\n"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_KINDS = {list: "array", str: "string", bool: "boolean", type(None): "null"}
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    bool: "true or false",
+    type(None): "null",
+}
 _TOO_DEEP = f"the JSON is nested deeper than {MAX_DEPTH} levels"
 
 
@@ -51,11 +57,15 @@ def parse_record(raw: bytes) -> tuple[Json | None, Rejection | None]:
     except ValueError as error:
         return None, _malformed(str(error))
     if not isinstance(value, dict):
-        kind = _KINDS.get(type(value), "number")
         return None, _rejection(
-            Reason.NOT_AN_OBJECT, f"the line holds a JSON {kind}, not an object of fields"
+            Reason.NOT_AN_OBJECT, f"the line is {json_kind(value)}, not an object with fields"
         )
     return value, _unfit(value, text)
+
+
+def json_kind(value: Any) -> str:
+    """The kind of a JSON value, for messages: "an object", "a list", "a number", …."""
+    return _KINDS.get(type(value), "a number")
 
 
 def _parse(text: str) -> Any:
@@ -76,7 +86,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         twice = _first_twice([key for key, _ in pairs])
-        raise ValueError(f"the key {twice[:80]!r} is there twice in one object")
+        raise ValueError(f"the key {twice[:80]!r} appears twice in one object")
     return fields
 
 

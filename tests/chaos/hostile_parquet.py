@@ -112,13 +112,13 @@ def files() -> list[tuple[str, bytes, dict[str, int] | str]]:
             ),
             good,
         ),
-        ("cut in the middle", whole[: len(whole) // 2], "no whole Parquet file"),
+        ("cut in the middle", whole[: len(whole) // 2], "not a whole Parquet file"),
         (
             "a footer of 2 GB",
             whole[:-8] + struct.pack("<I", 2**31 - 1) + b"PAR1",
-            "no whole Parquet file",
+            "not a whole Parquet file",
         ),
-        ("a footer of nothing", whole[:-8] + bytes(4) + b"PAR1", "no whole Parquet file"),
+        ("a footer of nothing", whole[:-8] + bytes(4) + b"PAR1", "not a whole Parquet file"),
     ]
 
 

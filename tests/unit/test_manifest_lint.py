@@ -320,3 +320,35 @@ def test_a_plan_of_an_earlier_version_with_nan_in_it_is_read() -> None:
     assert parse_asked(stored) == PlannedRow(3, None, ("s3://b/a.wav",))
     assert parse_clips(stored) == ("s3://b/a.wav",)
     assert repr(parse_plan_line(stored).record) == repr({"f": float("nan"), "g": "\ud83d"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "detail"),
+    [
+        ({}, "field 'audio' is missing: the record has no fields"),
+        (
+            {"id": 1, "audio_filepath": "a.wav"},
+            "'id', 'audio_filepath' (add --audio-column audio_filepath to read that field)",
+        ),
+        ({"clips": ["b.flac"], "id": 1}, "(add --audio-column clips to read that field)"),
+        ({"Audio": 3}, "(add --audio-column Audio to read that field)"),
+        ({"id": 1, "text": "What?"}, "field 'audio' is missing; the record has 'id', 'text'"),
+        ({f"f{n}": n for n in range(10)}, "'f6', 'f7' and 2 more"),
+    ],
+)
+def test_a_record_without_audio_names_the_fields_that_are_there(
+    fields: dict[str, Any], detail: str
+):
+    rejection = lint_line(json.dumps(fields).encode(), 0, LintRules("/data", "")).rejection
+    assert rejection is not None
+    assert rejection.reason is Reason.NO_AUDIO
+    assert rejection.detail.endswith(detail)
+
+
+def test_a_record_without_a_conversation_names_the_field_that_may_hold_it():
+    turns = [{"from": "human", "value": "What?"}]
+    line = json.dumps({"audio": "a.wav", "conversations": turns}).encode()
+    rejection = lint_line(line, 0, LintRules("/data", "")).rejection
+    assert rejection is not None
+    assert "(add --conversation-column conversations to read that field)" in rejection.detail
+    assert rejection.detail.endswith("and there is no --question to ask instead")

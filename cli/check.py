@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.build import Config, Manifest, collect
+from cli.help import Command
 from cli.options import all_options, options_of, with_options
 from cli.settings_file import make_settings
 
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
     from earwitness.check import Report
 
 NOWHERE = "."
-"""Stands for an output that nobody named."""
+"""Stands for an output that was not given."""
 _PRICE = tuple(one for one in all_options() if one.path == ("engine", "price_per_hour"))
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-@app.command(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+@app.command(
+    cls=Command, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @with_options((*options_of("Input", "Prompt", "Audio"), *_PRICE))
 def check(
     ctx: typer.Context,
@@ -30,7 +33,7 @@ def check(
     output: Annotated[
         str | None,
         typer.Argument(
-            help="Where earlier builds are: their accounts say what this one would take.",
+            help="Folder or URL with earlier builds, to estimate engine time and reuse from them.",
             metavar="OUTPUT",
         ),
     ] = None,
@@ -40,7 +43,7 @@ def check(
         int | None,
         typer.Option(
             min=0,
-            help="Fetch and decode the clips of this many rows, evenly spread. Default: all.",
+            help="Fetch and decode the clips of only this many rows, evenly spread. Default: all.",
             rich_help_panel="Run",
         ),
     ] = None,
@@ -48,11 +51,11 @@ def check(
 ) -> None:
     """Read MANIFEST as a build would, and say what would be rejected.
 
-    Every line is linted; then clips are fetched and decoded. No engine, no GPU, nothing is
-    written. The exit status is 0 when nothing would be rejected, else 1.
+    Every line is checked first, then the clips are fetched and decoded. It needs no engine and no
+    GPU, and writes nothing. The exit status is 0 if nothing would be rejected, otherwise 1.
 
-    With OUTPUT it also says how long an engine would have to work, by what answers of the newest
-    build published there cost, and how many answers are stored there already.
+    With OUTPUT it also estimates the engine time, from the newest build published there, and
+    counts the answers that are stored there already.
     """
     given = collect(ctx, given, manifest, output)
     # a check writes nothing, so that it needs no output
@@ -69,7 +72,7 @@ def check(
         view.busy("reading the manifest: 0 rows")
         report = lint_manifest(settings)
         view.busy("")
-        view.count("rows heard", sampled(report.sound, sample))
+        view.count("rows checked", sampled(report.sound, sample))
         check_clips(settings, report, sample=sample, stored=stored, advance=view.advance)
     price = settings.engine.price_per_hour
     _print(report, _estimate(report, basis, price, named=named))
@@ -93,8 +96,11 @@ def _estimate(
     report: Report, basis: Basis | None, price: float | None, *, named: bool
 ) -> list[tuple[str, str]]:
     if basis is None:
-        why = "nothing published there says what an answer costs" if named else "name an OUTPUT"
-        return [("engine time", f"not known ({why})")]
+        if named:
+            why = "no published build in OUTPUT says what an answer takes"
+        else:
+            why = "give OUTPUT as second argument to estimate it from earlier builds"
+        return [("engine time", f"not known: {why}")]
     from earwitness.build.estimate import estimate
 
     rows = report.expected(report.asked)
@@ -110,10 +116,10 @@ def _print(report: Report, estimated: list[tuple[str, str]]) -> None:
 
     heard = f"{report.heard:,}"
     if report.heard < report.sound:
-        heard += f" of {report.sound:,} that could be asked"
+        heard += f" of {report.sound:,} that passed the line check"
     lines = [
         ("rows", f"{report.rows:,}"),
-        ("clips heard of rows", heard),
+        ("rows with clips decoded", heard),
         ("audio", span(report.audio_s)),
         ("would be rejected", f"{report.rejected:,}"),
         *estimated,
@@ -123,8 +129,8 @@ def _print(report: Report, estimated: list[tuple[str, str]]) -> None:
     ordered = sorted(report.rejections.items(), key=lambda item: -item[1].rows)
     for reason, found in ordered:
         console.print(Text.assemble("  ", (reason, "red"), f"  {found.rows:,}"))
-        for row, detail in found.examples:
-            console.print(Text(f"    row {row}: {one_line(detail)}"), soft_wrap=True)
+        for place, detail in found.examples:
+            console.print(Text(f"    {place}: {one_line(detail)}"), soft_wrap=True)
         more = found.rows - len(found.examples)
         if more:
             console.print(Text(f"    and {more:,} more", style="dim"))

@@ -1,11 +1,11 @@
-"""What a build would reject, found without an engine: every line linted, clips heard."""
+"""What a build would reject, found without an engine: lines are linted, clips decoded."""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from earwitness.build.batch import Batch, ClipState, RowState
 from earwitness.build.listening import decode_batch, validate_batch
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from earwitness.runtime import Runtime
     from earwitness.settings import BuildSettings
 
+T = TypeVar("T")
+
 _EXAMPLES = 3
 _ROWS_AT_ONCE = 64
 _TELL_EVERY_ROWS = 5_000
@@ -37,11 +39,11 @@ class Found:
 
     Attributes:
         rows: How many rows.
-        examples: The first few: row and detail.
+        examples: The first few: where they are in the manifest, and the detail.
     """
 
     rows: int = 0
-    examples: list[tuple[int, str]] = field(default_factory=list)
+    examples: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -50,11 +52,11 @@ class Report:
 
     Attributes:
         rows: Rows of the manifest; every one was linted.
-        sound: Rows that linting has nothing against.
-        heard: Of them, rows whose clips were fetched and decoded.
-        audio_s: Length of the clips of rows that would be asked, among the heard ones.
-        asked: Of the heard ones, rows that would be asked.
-        known: Of these, rows whose answer is stored already; None: nobody has looked.
+        sound: Rows that passed the line check.
+        heard: Of these, rows whose clips were fetched and decoded.
+        audio_s: Length of the clips that would be asked about, of the decoded rows.
+        asked: Of the decoded rows, those that would be asked.
+        known: Of these, rows whose answer is stored already; None: it was not looked for.
         rejections: By reason.
     """
 
@@ -68,19 +70,24 @@ class Report:
 
     @property
     def rejected(self) -> int:
-        """Rows a build would reject, as far as they were looked at."""
+        """Rows that a build would reject, as far as they were checked."""
         return sum(found.rows for found in self.rejections.values())
 
     def expected(self, rows: int) -> int:
-        """How many of all sound rows there are, when so many are among the heard ones."""
+        """Scale a number of decoded rows up to all rows that passed the line check."""
         return round(self.sound * rows / self.heard) if self.heard else self.sound
 
-    def add(self, row: int, rejection: Rejection) -> None:
-        """Count a rejection."""
+    def add(self, place: str, rejection: Rejection) -> None:
+        """Count a rejection.
+
+        Args:
+            place: Where the row is in the manifest, for a person.
+            rejection: Why it would be rejected.
+        """
         found = self.rejections.setdefault(str(rejection.reason), Found())
         found.rows += 1
         if len(found.examples) < _EXAMPLES:
-            found.examples.append((row, rejection.detail))
+            found.examples.append((place, rejection.detail))
 
 
 def lint_manifest(settings: BuildSettings) -> Report:
@@ -97,10 +104,10 @@ def lint_manifest(settings: BuildSettings) -> Report:
         SettingsError: A field is named like one of ours.
     """
     report = Report()
-    for planned in _planned(settings):
+    for planned, place in _planned(settings):
         report.rows += 1
         if planned.rejection is not None:
-            report.add(planned.row, planned.rejection)
+            report.add(place, planned.rejection)
         if report.rows % _TELL_EVERY_ROWS == 0:
             tell(Planning(report.rows))
     report.sound = report.rows - report.rejected
@@ -115,7 +122,7 @@ def check_clips(
     stored: Build | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Fetch and decode the clips of the rows that linting let pass, as a build would.
+    """Fetch and decode the clips of rows that passed the line check, as a build would.
 
     Args:
         settings: Resolved settings.
@@ -129,16 +136,17 @@ def check_clips(
     """
     if not sampled(report.sound, sample):
         return
-    sound = (planned for planned in _planned(settings) if planned.rejection is None)
+    sound = (pair for pair in _planned(settings) if pair[0].rejection is None)
     chosen = _spread(sound, report.sound, sample)
     look_up = _StoredAnswers(stored, report)
     with running(settings, "") as runtime:
         number = 0
         while rows := list(islice(chosen, _ROWS_AT_ONCE)):
-            batch = _hear(runtime, rows, number)
+            places = {planned.row: place for planned, place in rows}
+            batch = _hear(runtime, [planned for planned, _ in rows], number)
             for row in batch.rows:
                 if row.outcome is not None and row.outcome.rejection is not None:
-                    report.add(row.row, row.outcome.rejection)
+                    report.add(places[row.row], row.outcome.rejection)
                     continue
                 heard = [batch.clips[uri].heard for uri in row.clips]
                 report.audio_s += sum(clip.heard_s for clip in heard if clip is not None)
@@ -182,7 +190,7 @@ def sampled(sound: int, sample: int | None) -> int:
     return sound if sample is None else min(sound, sample)
 
 
-def _spread(rows: Iterator[PlannedRow], total: int, sample: int | None) -> Iterator[PlannedRow]:
+def _spread(rows: Iterator[T], total: int, sample: int | None) -> Iterator[T]:
     wanted = sampled(total, sample)
     taken = 0
     for number, row in enumerate(rows):
@@ -208,11 +216,12 @@ def _hear(runtime: Runtime, rows: Iterable[PlannedRow], number: int) -> Batch:
     return batch
 
 
-def _planned(settings: BuildSettings) -> Iterator[PlannedRow]:
-    """The manifest's rows as planning would judge them."""
+def _planned(settings: BuildSettings) -> Iterator[tuple[PlannedRow, str]]:
+    """The manifest's rows as planning would judge them, each with its place in the manifest."""
     linter = Linter(lint_rules(settings, settings.question))
     with open_manifest(settings.manifest, max_line_bytes=settings.input.max_line_bytes) as source:
         fields = SchemaBuilder(source.schema)
-        for planned, _ in linted_rows(source, linter, fields, settings):
-            yield planned
+        lines = source.schema is None
+        for planned, _, number in linted_rows(source, linter, fields, settings):
+            yield planned, f"row {planned.row}" + (f", line {number}" if lines else "")
         fields.finish()

@@ -20,7 +20,7 @@ from earwitness.build.layout import (
     shard_path,
 )
 from earwitness.build.publish import latest_planned_at
-from earwitness.errors import BuildNotFoundError, ManifestError
+from earwitness.errors import BuildNotFoundError, ManifestError, SettingsError
 from earwitness.identity import question_digest
 from earwitness.manifest.clips import audio_root_hint
 from earwitness.manifest.fields import SchemaBuilder
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from earwitness.records import PlannedRow
     from earwitness.settings import BuildSettings
 
+LintedRow = tuple["PlannedRow", bytes, int]
+"""A row, its line in the plan, and the number of its line in the manifest."""
 _TELL_EVERY_ROWS = 5_000
 _HINT_ROWS = 20
 _WRITE_BYTES = 2**16
@@ -186,8 +188,8 @@ def _planning_time(build: Build, planned_at: datetime) -> str:
 
 def linted_rows(
     source: ManifestSource, linter: Linter, fields: SchemaBuilder, settings: BuildSettings
-) -> Iterator[tuple[PlannedRow, bytes]]:
-    """The manifest's rows as they will be planned, each with its line for the plan.
+) -> Iterator[LintedRow]:
+    """The manifest's rows as they will be planned, with their lines in the plan and the manifest.
 
     Args:
         source: The opened manifest.
@@ -202,25 +204,27 @@ def linted_rows(
     return _with_hint(_linted(source, linter, fields), settings)
 
 
-def _linted(
-    source: ManifestSource, linter: Linter, fields: SchemaBuilder
-) -> Iterator[tuple[PlannedRow, bytes]]:
+def _linted(source: ManifestSource, linter: Linter, fields: SchemaBuilder) -> Iterator[LintedRow]:
     for line in source:
-        planned, text, signature = linter.plan(line)
+        try:
+            planned, text, signature = linter.plan(line)
+        except SettingsError as error:
+            if source.schema is not None:
+                raise
+            # rows count from 0, and editors count lines from 1, with those that are empty
+            raise SettingsError(f"{error} (line {line.line_number} of the file)") from error
         if planned.rejection is None and planned.record is not None:
             fields.add(planned.record, len(text), signature)
         if source.rows % _TELL_EVERY_ROWS == 0:
             tell(Planning(source.rows))
-        yield planned, text
+        yield planned, text, line.line_number
 
 
-def _with_hint(
-    rows: Iterator[tuple[PlannedRow, bytes]], settings: BuildSettings
-) -> Iterator[tuple[PlannedRow, bytes]]:
+def _with_hint(rows: Iterator[LintedRow], settings: BuildSettings) -> Iterator[LintedRow]:
     """Stop at the start when the manifest's clips exist only relative to the working directory."""
     first = list(islice(rows, _HINT_ROWS))
     paths: list[str] = []
-    for planned, _ in first:
+    for planned, *_ in first:
         audio = (planned.record or {}).get(settings.input.audio_column)
         named = [audio] if isinstance(audio, str) else audio if isinstance(audio, list) else []
         paths += [path for path in named if isinstance(path, str)]
@@ -231,15 +235,13 @@ def _with_hint(
     yield from rows
 
 
-def _write_shard(
-    build: Build, number: int, rows: Iterator[tuple[PlannedRow, bytes]]
-) -> ShardPlan | None:
+def _write_shard(build: Build, number: int, rows: Iterator[LintedRow]) -> ShardPlan | None:
     """Write the next shard's rows as one file; None where no rows are left."""
     first, count, rejected = -1, 0, 0
     with scratch_folder() as folder:
         path = folder / "rows"
         with path.open("wb", buffering=_WRITE_BYTES) as file:
-            for planned, text in rows:
+            for planned, text, _ in rows:
                 first = planned.row if first < 0 else first
                 count += 1
                 rejected += planned.rejection is not None

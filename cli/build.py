@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
+from cli.help import Command
 from cli.options import all_options, with_options
-from cli.settings_file import make_settings, usage
+from cli.settings_file import make_settings
+from cli.usage import usage
 
 _VLLM_FLAGS = "vllm flags"
 
 
-class VllmFlags(TyperCommand):
-    """A command whose words after `--` are flags for vLLM, never arguments of its own."""
+class VllmFlags(Command):
+    """A command whose words after `--` are flags for vLLM, not arguments of its own."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Keep what follows `--` aside; parse the rest."""
@@ -24,22 +25,23 @@ class VllmFlags(TyperCommand):
         return super().parse_args(ctx, args[:cut])
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 Manifest = Annotated[
     str | None,
     typer.Argument(
-        help="Path or URL of the manifest: JSONL (.gz, .zst) or Parquet.", metavar="MANIFEST"
+        help="Path or URL of the manifest: JSON lines (also .gz, .zst) or Parquet.",
+        metavar="MANIFEST",
     ),
 ]
 Output = Annotated[
     str | None,
-    typer.Argument(help="Folder or URL the dataset is published under.", metavar="OUTPUT"),
+    typer.Argument(help="Folder or URL that the dataset is written to.", metavar="OUTPUT"),
 ]
 Config = Annotated[
     Path | None,
     typer.Option(
-        help="Settings file (YAML), nested like the settings. Options win over it.",
+        help="YAML file with settings (earwitness init writes one). Options given here win.",
         metavar="FILE",
         rich_help_panel="Run",
     ),
@@ -48,7 +50,7 @@ Print = Annotated[
     bool | None,
     typer.Option(
         "--print/--no-print",
-        help="Print a line for each answer and rejection at the end. Default: up to 50 rows.",
+        help="At the end, print one line for each row. Default: only if there are at most 50.",
         show_default=False,
         rich_help_panel="Run",
     ),
@@ -69,7 +71,7 @@ def build(
         bool,
         typer.Option(
             "--new",
-            help="Start another build even where one could be continued.",
+            help="Start a new build, even if an earlier one could be continued.",
             rich_help_panel="Run",
         ),
     ] = False,
@@ -77,7 +79,7 @@ def build(
         bool,
         typer.Option(
             "--dry-run",
-            help="Read the manifest, say what would be done, do nothing.",
+            help="Read the manifest and say what would be done, without doing it.",
             rich_help_panel="Run",
         ),
     ] = False,
@@ -86,16 +88,17 @@ def build(
 ) -> None:
     """Build a dataset from MANIFEST and publish it under OUTPUT.
 
-    Run again, the same command continues what was interrupted: the newest unpublished build of
-    OUTPUT with the same settings, model and manifest. Answers that any build of OUTPUT has are
-    never asked again.
+    The same command, run again, continues a build that was interrupted: the newest unpublished
+    build of OUTPUT with the same settings, model and manifest. An answer that a build of OUTPUT
+    already has is reused, not asked for again.
 
-    Any flag of vllm serve may follow after --, word by word:
-    earwitness build clips.jsonl out --model DIR -- --enforce-eager
+    Flags for vllm serve follow after --, for example:
+
+      earwitness build clips.jsonl out -- --enforce-eager
     """
     settings = make_settings(collect(ctx, given, manifest, output), config)
     if new and settings.build is not None:
-        usage(["--new and --build exclude each other"])
+        usage(["--new and --build cannot be used together: --new chooses the id itself"])
     from cli.planning import dry, start
 
     if dry_run:
@@ -107,7 +110,7 @@ def build(
 def collect(
     ctx: typer.Context, given: dict[str, Any], manifest: str | None, output: str | None
 ) -> dict[str, Any]:
-    """What the command line says, nested like the settings."""
+    """What the command line gives, nested like the settings."""
     found = dict(given)
     if manifest is not None:
         found["manifest"] = manifest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import struct
 import wave
 from pathlib import Path
@@ -11,7 +12,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+from cli.help import Command
+from cli.usage import usage
+from earwitness.escaping import listed
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 _RATE_HZ = 16_000
 _BEEP_S = 1.0
@@ -22,25 +27,25 @@ _FADE_S = 0.02
 SETTINGS = """\
 # earwitness build --config earwitness.yaml
 #
-# Everything here is also an option (earwitness build --help), and an option wins over this file.
-# Names are nested here: --max-tokens is max_tokens, --temperature is temperature under sampling.
-# Paths start from the folder the command is run in.
+# Each setting here is also an option (see earwitness build --help). Options win over this file.
+# In this file the settings are in groups: --temperature is temperature under sampling.
+# Relative paths start from the folder that the command is run in.
 
 manifest: manifest.jsonl      # or s3://bucket/clips.jsonl.gz, https://…, clips.parquet
 output: out                   # or s3://bucket/out
 
 model: Qwen/Qwen2-Audio-7B-Instruct   # a local folder, or a hub id
-# question: caption           # asks records that bring no conversation: a text, @FILE,
+# question: caption           # for records without a conversation: a text, @FILE,
                               # caption or transcribe
 # system_prompt: You are a helpful assistant.
 max_tokens: 256
 max_rejected: 0.5             # publish only if at most this share of the rows is rejected
 
 engine:
-  # url: [http://gpu1:8000/v1]     # engines that run already; without it vLLM is started
-  tensor_parallel_size: 1          # GPUs the model is spread over
+  # url: [http://gpu1:8000/v1]     # engines that run already; default: start vLLM
+  tensor_parallel_size: 1          # number of GPUs for the model
   # gpu_memory_utilization: 0.9
-  # price_per_hour: 3.5            # what the machine costs: builds then tell theirs in money
+  # price_per_hour: 3.5            # price of the machine: reports then show the cost
   # vllm_args: [--enforce-eager]   # any other flag of vllm serve, word by word
 
 sampling:
@@ -49,7 +54,7 @@ sampling:
   seed: 0
 
 audio:
-  too_long: reject            # or cut: hear the first part of clips that are too long
+  too_long: reject            # or cut: use the first part of clips that are too long
   silence: reject             # or keep
   # max_duration_s: 30        # default: what the model hears
 
@@ -58,41 +63,69 @@ layout:
 """
 
 GUIDE = """\
-1. Put your clips and questions into manifest.jsonl (one JSON object a line) and your model into
-   earwitness.yaml; `earwitness check manifest.jsonl` says what would be rejected.
-2. `earwitness build --config earwitness.yaml`; the dataset is under out/builds/, and
-   `python -c 'import earwitness; print(earwitness.load("out"))'` shows it.
+Next steps:
+{cd}\
+  earwitness check manifest.jsonl              # what a build would reject; needs no GPU
+  earwitness build --config earwitness.yaml    # the dataset goes to out/
+  python -c 'import earwitness; print(earwitness.load("out"))'
+
+Put your own clips and questions into manifest.jsonl, one JSON object a line, and the name of your
+model into earwitness.yaml.
+{demo}"""
+
+_DEMO = """
+To try it without a GPU, use the demo model, which knows only a few sounds:
+  earwitness build --config earwitness.yaml --model {model}
 """
+_CHECKOUT = Path(__file__).parents[1]
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
+@app.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 def init(
     folder: Annotated[
-        Path, typer.Argument(help="Where to. Default: the working folder.", metavar="DIR")
+        Path,
+        typer.Argument(
+            help="Folder to write to. Default: this one.", metavar="DIR", show_default=False
+        ),
     ] = Path(),
 ) -> None:
     """Write a settings file, a sample manifest with one clip, and a short guide into DIR.
 
-    Nothing that is there is overwritten.
+    Files that exist already are not overwritten.
     """
+    _write(folder)
+    guide = GUIDE.format(
+        cd=f"  cd {shlex.quote(str(folder))}\n" if folder != Path() else "", demo=_demo()
+    )
+    typer.echo(guide.rstrip())
+
+
+def _write(folder: Path) -> None:
+    clip = folder / "clips" / "beep.wav"
     files = {
         folder / "earwitness.yaml": SETTINGS.encode(),
         folder / "manifest.jsonl": _manifest(),
-        folder / "README.md": GUIDE.encode(),
+        folder / "README.md": GUIDE.format(cd="", demo=_demo()).encode(),
     }
-    clip = folder / "clips" / "beep.wav"
-    there = [str(path) for path in [*files, clip] if path.exists()]
+    if folder.is_file():
+        usage([f"{folder} is a file: name a folder to write to"])
+    there = [str(path.relative_to(folder)) for path in [*files, clip] if path.exists()]
     if there:
-        from cli.settings_file import usage
-
-        usage([f"{', '.join(there)}: there already, and nothing is overwritten"])
+        usage([f"{folder} already has {listed(there, 3)}: name a new or empty folder"])
     clip.parent.mkdir(parents=True, exist_ok=True)
     _write_beep(clip)
     for path, data in files.items():
         path.write_bytes(data)
     for path in [*files, clip]:
         typer.echo(f"wrote {path}")
-    typer.echo(GUIDE.rstrip())
+
+
+def _demo() -> str:
+    """How to use the demo model, where this checkout has it."""
+    weights = _CHECKOUT / "demo_model" / "weights"
+    if not (weights / "config.json").exists():
+        return ""
+    return _DEMO.format(model=shlex.quote(str(weights)))
 
 
 def _manifest() -> bytes:

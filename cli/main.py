@@ -16,15 +16,18 @@ from typer.core import TyperGroup
 DEBUG_VARIABLE = "EARWITNESS_DEBUG"
 """Environment variable: show tracebacks."""
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 and the signal's number."""
+
 _COMMANDS = {
     "init": ("[DIR]", "Write a settings file and a sample manifest"),
-    "check": ("MANIFEST [OUTPUT]", "Lint and probe, estimate; no GPU"),
-    "build": ("MANIFEST OUTPUT", "Build and publish; resumes by itself"),
-    "status": ("OUTPUT", "Progress, unfinished shards, top rejections"),
-    "show": ("OUTPUT [ROW]", "A build and what it cost, or one row"),
-    "retry": ("OUTPUT", "Run only what failed, or rejections with --reason"),
-    "gc": ("OUTPUT", "Remove old builds, and cached answers nobody uses"),
-    "worker": ("--pool NAME", "Take runs from a pool; lends them an engine"),
+    "check": ("MANIFEST [OUTPUT]", "Say what a build would reject; needs no GPU"),
+    "build": ("MANIFEST OUTPUT", "Build a dataset, or continue one"),
+    "status": ("OUTPUT", "Show how far a build is"),
+    "show": ("OUTPUT [ROW]", "Show a build, or one row of it"),
+    "retry": ("OUTPUT", "Run again what failed or was rejected"),
+    "gc": ("OUTPUT", "Remove old builds and unused cached answers"),
+    "worker": ("--pool NAME", "Run on a GPU machine, for a work pool"),
 }
 
 
@@ -32,6 +35,10 @@ class _Commands(TyperGroup):
     """Lists commands by name alone; imports the one that is called."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from cli.usage import no_such_command
+
+            raise no_such_command(args[0], _COMMANDS, ctx)
         name, command, rest = super().resolve_command(ctx, args)
         if name is None or command is None:
             return name, command, rest
@@ -71,7 +78,7 @@ def _earwitness(
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Audio in, question-answer dataset out, every night, no row lost."""
+    """Turn audio into question-answer datasets."""
 
 
 for _name, (_, _does) in _COMMANDS.items():
@@ -79,32 +86,42 @@ for _name, (_, _does) in _COMMANDS.items():
     app.command(_name, help=_does)(lambda: None)
 
 
-def main() -> None:
-    """Run the command line; errors are one clear line, never a traceback."""
+def main(words: list[str] | None = None) -> None:
+    """Run the command line; an error is one clear line, never a traceback.
+
+    Args:
+        words: The command, without the program's name. Default: the process's own.
+    """
     try:
-        app(prog_name="earwitness")
+        status = app(words, prog_name="earwitness", standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
     except Exception as error:
         # the last place that could still tell a person
+        if hasattr(error, "format_message"):
+            from cli.usage import show_usage_error
+
+            sys.exit(show_usage_error(error))
         if os.environ.get(DEBUG_VARIABLE):
             raise
         sys.stderr.write(f"{_told(error)}\n")
         sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def _told(error: Exception) -> str:
     from earwitness.addresses import without_secrets
-    from earwitness.errors import EarwitnessError, disk_error
+    from earwitness.errors import EarwitnessError, disk_error, told_os_error
     from earwitness.escaping import printable
 
     if isinstance(error, EarwitnessError):
         return f"error: {printable(error, lines=True)}"
-    if isinstance(error, OSError) and (full := disk_error(error, str(error.filename or "a disk"))):
-        return f"error: {printable(full, lines=True)}"
-    known = isinstance(error, OSError)
-    kind = "error" if known else "unexpected error"
-    hint = "" if known else f" ({DEBUG_VARIABLE}=1 shows where)"
-    text = " ".join(str(error).split())
-    return f"{kind}: {type(error).__name__}: {printable(without_secrets(text))}{hint}"
+    if isinstance(error, OSError):
+        full = disk_error(error, str(error.filename or "a disk"))
+        return f"error: {printable(without_secrets(str(full or told_os_error(error))), lines=True)}"
+    text = printable(without_secrets(" ".join(str(error).split())))
+    hint = f"set {DEBUG_VARIABLE}=1 and run again to see where"
+    return f"error: unexpected {type(error).__name__}: {text} ({hint})"
 
 
 if __name__ == "__main__":

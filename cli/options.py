@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 from dataclasses import dataclass
 from functools import cache, wraps
@@ -16,6 +17,8 @@ from earwitness.settings import BuildSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+_QUOTED = re.compile(r"`([^`]*)`")
 
 Path = tuple[str, ...]
 """Where a setting is: `("engine", "dtype")`."""
@@ -39,7 +42,7 @@ _NO_OPTION: frozenset[Path] = frozenset({("manifest",), ("output",), ("engine", 
 """Arguments, and what follows `--`."""
 
 _HELP: dict[Path, str] = {
-    ("build",): "Id of the build to make or continue. Default: chosen as said above.",
+    ("build",): "Id of the build to make or continue. Default: chosen as described above.",
 }
 """Help where the field's docstring is not made for the command line."""
 
@@ -68,7 +71,7 @@ class Option:
         flag: `--max-tokens`.
         kind: What typer parses it as.
         default: Shown, never passed on: what is not given is not set.
-        help: From the field's docstring.
+        help: From the field's docstring, without the default.
         panel: The group it is shown in.
     """
 
@@ -89,7 +92,11 @@ class Option:
         off = _OPPOSITES.get(self.path, f"--no-{self.flag[2:]}")
         flags = f"{self.flag}/{off}" if self.kind is bool else self.flag
         declared = typer.Option(
-            flags, help=self.help, rich_help_panel=self.panel, metavar=_METAVARS.get(self.path)
+            flags,
+            help=self._help_with_default(),
+            show_default=False,
+            rich_help_panel=self.panel,
+            metavar=_METAVARS.get(self.path),
         )
         return inspect.Parameter(
             self.name,
@@ -97,6 +104,11 @@ class Option:
             default=self.default,
             annotation=Annotated[self.kind, declared],
         )
+
+    def _help_with_default(self) -> str:
+        if self.default in (None, "") or isinstance(self.default, bool) or "Default:" in self.help:
+            return self.help
+        return f"{self.help} Default: {str(self.default).rstrip('.')}."
 
     def value(self, given: Any) -> Any:
         """What a parsed option sets its field to."""
@@ -245,5 +257,23 @@ def _default(default: Any, path: Path) -> Any:
 
 
 def _help(description: str) -> str:
-    text = " ".join(description.split()).replace("`", "")
-    return text.replace("[", "\\[")
+    """A docstring as help: one paragraph, with settings named as their options."""
+    return _QUOTED.sub(_as_option, " ".join(description.split()))
+
+
+def _as_option(quoted: re.Match[str]) -> str:
+    name = quoted.group(1)
+    paths = [(name,), *((section, name) for section in _PANELS)]
+    known = name in BuildSettings.model_fields or any(_is_field(path) for path in paths)
+    return f"--{name.replace('_', '-')}" if known else name
+
+
+def _is_field(path: Path) -> bool:
+    section = BuildSettings.model_fields.get(path[0])
+    kind = None if section is None else section.annotation
+    return (
+        len(path) > 1
+        and isinstance(kind, type)
+        and issubclass(kind, BaseModel)
+        and path[1] in kind.model_fields
+    )

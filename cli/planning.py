@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cli.run import run_build
+from cli.settings_file import note_ignored
 from cli.tables import output, print_table, reason_lines
 from earwitness.build.choose import choose_build
 from earwitness.build.prepare import resolve_model, resolve_settings
@@ -24,6 +25,7 @@ def start(settings: BuildSettings, *, new: bool, rows_too: bool | None) -> None:
         rows_too: Print a line for each row.
     """
     settings = resolve_settings(settings)
+    note_ignored(settings.engine)
     # a manifest that is not there is told at once, not when Prefect is up
     open_manifest(settings.manifest, max_line_bytes=settings.input.max_line_bytes).close()
     run_build(settings, _choose(settings, new=new).build, rows_too=rows_too)
@@ -40,6 +42,7 @@ def dry(settings: BuildSettings, *, new: bool) -> None:
     from earwitness.check import lint_manifest
 
     settings = resolve_settings(settings)
+    note_ignored(settings.engine)
     with View() as view:
         view.busy("reading the manifest: 0 rows")
         report = lint_manifest(settings)
@@ -49,8 +52,8 @@ def dry(settings: BuildSettings, *, new: bool) -> None:
     lines = [
         ("rows", f"{report.rows:,}"),
         ("shards", f"{-(-report.rows // size):,} of up to {size:,} rows"),
-        ("to be asked", f"{report.sound:,}"),
-        ("rejected", f"{report.rejected:,}"),
+        ("would be asked", f"{report.sound:,}"),
+        ("would be rejected", f"{report.rejected:,}"),
         *reason_lines({reason: found.rows for reason, found in report.rejections.items()}),
     ]
     print_table(lines)
@@ -66,6 +69,6 @@ def _told(choice: Choice) -> str:
     if not choice.continued:
         return f"would start a new build under {choice.build.output.root}"
     if choice.build.published:
-        return f"{choice.build.id} is published already: nothing would be done"
+        return f"{choice.build.id} is already published: nothing would be done"
     shards, left = len(choice.build.plan.shards), len(choice.build.missing_shards())
     return f"would continue {choice.build.id}: {shards - left} of {shards} shards are done"

@@ -1,4 +1,4 @@
-"""`earwitness retry`: run what failed, or ask rejections again."""
+"""`earwitness retry`: run again what failed, or ask rejected rows again."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import typer
 
 from cli.build import Print, VllmFlags, collect
 from cli.options import all_options, machinery, with_options
-from cli.settings_file import make_settings, merge
+from cli.settings_file import make_settings, merge, note_ignored
 from cli.status import Where  # noqa: TC001 - typer reads the annotation
+from earwitness.settings import EngineSettings
 
 if TYPE_CHECKING:
     from earwitness.build.layout import Build
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 _OPTIONS = (
     *machinery(),
@@ -35,7 +36,7 @@ def retry(
         str | None,
         typer.Option(
             "--build",
-            help="A build's id. Default: the newest unpublished one; with --reason the newest.",
+            help="Id of a build. Default: the newest unpublished one; with --reason, the newest.",
             metavar="ID",
             rich_help_panel="Run",
         ),
@@ -43,7 +44,7 @@ def retry(
     reason: Annotated[
         list[str] | None,
         typer.Option(
-            help="Ask again what was rejected for this reason; may be given several times.",
+            help="Ask again the rows that were rejected for this reason. May be repeated.",
             metavar="REASON",
             rich_help_panel="Run",
         ),
@@ -53,14 +54,14 @@ def retry(
 ) -> None:
     """Run again what failed in a build of OUTPUT, with the settings it was planned with.
 
-    Without --reason: the unfinished build goes on, and what failed for reasons that may have
-    passed is asked again.
+    Without --reason, the unfinished build is continued. Rows that failed because of a temporary
+    fault, such as a time-out, are asked again.
 
-    With --reason: a new build over the same rows, in which rejections with that reason are asked
-    again and everything else is reused.
+    With --reason, a new build is made over the same rows. Rows that were rejected for that reason
+    are asked again, and all other results are reused.
 
-    What could run other people's code (--trust-remote-code, some of vLLM's flags, after --) is not
-    taken from storage: it has to be said again.
+    Settings that can run other people's code (--trust-remote-code, and some flags for vLLM after
+    --) are not taken from the earlier build. Give them again.
     """
     given = collect(ctx, given, None, None)
     from cli.run import run_build
@@ -79,6 +80,7 @@ def retry(
     if source.plan.model["kind"] == "hub":  # its branch may have moved since
         base["engine"]["revision"] = source.plan.model["version"]
     checked = make_settings(merge(base, given), None)
+    note_ignored(EngineSettings.model_validate(given.get("engine", {})))
     target = build_to_retry(source, reason) if reason else source
     run_build(checked, target, rows_too=rows_too)
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from cli.live import View
-from cli.main import DEBUG_VARIABLE
-from cli.stopping import INTERRUPTED, StoppedError, stoppable
-from cli.tables import print_rows, print_summary
+from cli.main import DEBUG_VARIABLE, INTERRUPTED
+from cli.stopping import StoppedError, stoppable
+from cli.tables import output, print_rows, print_summary
 from deployments.temporary_server import prefect_api, quiet_prefect
 from earwitness.build.layout import Counts
 from earwitness.build.lease import lease
@@ -50,11 +51,22 @@ def run_build(settings: BuildSettings, build: Build, *, rows_too: bool | None = 
         raise typer.Exit(INTERRUPTED) from None
     except EarwitnessError:
         if view.tally.done:
-            view.say(f"not published: {view.tally.done:,} of {view.tally.rows:,} rows are decided")
+            view.say(f"not published: {view.tally.done:,} of {view.tally.rows:,} rows are done")
         raise
     if rows_too or (rows_too is None and counts.rows <= PRINTED_ROWS):
         print_rows(build)
     print_summary(build, counts, view.closed)
+    if rows_too is None and counts.rows > PRINTED_ROWS:
+        output().print(rows_hint(settings.output), soft_wrap=True)
+
+
+def rows_hint(where: str) -> str:
+    """How to see rows that were not printed.
+
+    Args:
+        where: The output that was built.
+    """
+    return f"to see row 0: earwitness show {shlex.quote(where)} 0 (--print prints all rows)"
 
 
 def _run(settings: BuildSettings, build: Build, view: View) -> Counts:
@@ -80,8 +92,8 @@ def _import(module: str) -> None:
 
 def _stopped(view: View) -> str:
     tally = view.tally
-    known = f" {tally.done:,} of {tally.rows:,} rows are decided;" if tally.rows else ""
-    return f"stopped;{known} the same command continues"
+    known = f" after {tally.done:,} of {tally.rows:,} rows" if tally.rows else ""
+    return f"stopped{known}: run the same command again to continue"
 
 
 def _abandon(view: View) -> None:

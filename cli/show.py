@@ -1,4 +1,4 @@
-"""`earwitness show`: one row, whole, or a build: its ledger and what it cost."""
+"""`earwitness show`: one row with all that is known of it, or a build with its counts and cost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.help import Command
 from cli.status import Where  # noqa: TC001 - typer reads the annotation
 from earwitness.escaping import printable
 
@@ -20,16 +21,18 @@ if TYPE_CHECKING:
 _MARGIN = 11
 """As wide as what stands before a turn or an answer."""
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-@app.command(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+@app.command(
+    cls=Command, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 def show(
     output: Where,
     row: Annotated[
         int | None,
         typer.Argument(
-            help="Position in the manifest, from 0. Default: none, the build is shown.",
+            help="The row's number in the manifest, from 0. Default: show the build.",
             metavar="ROW",
         ),
     ] = None,
@@ -38,14 +41,14 @@ def show(
         str | None,
         typer.Option(
             "--build",
-            help="A build's id. Default: the newest published one, else the newest.",
+            help="Id of a build. Default: the newest published one, or else the newest.",
             metavar="ID",
         ),
     ] = None,
 ) -> None:
-    """Show one row of a build: conversation, clips, answer or reason, where it comes from.
+    """Show one row of a build: its conversation, clips, and answer or rejection.
 
-    Without ROW: the build itself, what it holds and what it cost.
+    Without ROW, show the build: its counts, its engine time and its cost.
     """
     from cli import tables
     from earwitness.build.choose import existing_build
@@ -112,10 +115,10 @@ def _print_result(console: Console, result: RowResult) -> None:
     elif result.rejection is not None:
         why = result.rejection
         line = Text.assemble(
-            (f" rejected  {why.reason}", "red"), f" at {why.stage}: {_below(why.detail)}"
+            (f" rejected  {why.reason}", "red"), f" in {why.stage}: {_below(why.detail)}"
         )
     else:
-        line = Text("     open  not decided yet", style="yellow")
+        line = Text("     open  not answered yet", style="yellow")
     console.print(line, soft_wrap=True)
 
 
@@ -126,12 +129,15 @@ def _provenance(result: RowResult, model: Json) -> list[tuple[str, str]]:
     lines = [
         ("model", f"{model['name']} ({model['kind']} {model['version']})".replace(" )", ")")),
         ("finish reason", str(origin["finish_reason"])),
-        ("tokens", f"{origin['prompt_tokens']} asked, {origin['completion_tokens']} answered"),
+        (
+            "tokens",
+            f"{origin['prompt_tokens']} in the prompt, {origin['completion_tokens']} in the answer",
+        ),
         ("cache key", str(origin["cache_key"])),
     ]
     for number, clip in enumerate(origin["clips"]):
         length = f"{clip['duration_s']:g} s"
         if clip["heard_s"] < clip["duration_s"]:
-            length += f", {clip['heard_s']:g} s of it heard"
+            length += f", of which the model heard {clip['heard_s']:g} s"
         lines.append((f"clip {number + 1}", f"sha256 {clip['sha256']}, {length}"))
     return lines

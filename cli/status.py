@@ -6,25 +6,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.help import Command
+from earwitness.escaping import listed
+
 if TYPE_CHECKING:
     from earwitness.build.status import Status
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 _NAMED_SHARDS = 10
 _TOP_REASONS = 10
 
 Where = Annotated[
-    str, typer.Argument(help="Folder or URL given to earwitness build.", metavar="OUTPUT")
+    str, typer.Argument(help="The OUTPUT that was given to earwitness build.", metavar="OUTPUT")
 ]
 BuildId = Annotated[
-    str | None, typer.Option("--build", help="A build's id. Default: the newest.", metavar="ID")
+    str | None, typer.Option("--build", help="Id of a build. Default: the newest.", metavar="ID")
 ]
 
 
-@app.command(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+@app.command(
+    cls=Command, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 def status(output: Where, *, build: BuildId = None) -> None:
-    """Say how far a build of OUTPUT is: rows, unfinished shards, top rejections."""
+    """Show how far a build of OUTPUT is: rows, unfinished shards, most frequent rejections."""
     from cli.tables import print_table, reason_lines
     from earwitness.build.account_told import span
     from earwitness.build.choose import existing_build
@@ -40,9 +45,9 @@ def status(output: Where, *, build: BuildId = None) -> None:
         ("manifest", found.plan.manifest.uri),
         ("model", str(found.plan.model["name"])),
         ("shards", f"{now.done:,} of {now.shards:,} done"),
-        *([("  under way", _numbers(now.started))] if now.started else []),
-        *([("  not begun", _numbers(now.waiting))] if now.waiting else []),
-        ("rows", f"{counts.rows:,} of {now.rows:,} decided{share}"),
+        *([("  running or stopped", _numbers(now.started))] if now.started else []),
+        *([("  not started", _numbers(now.waiting))] if now.waiting else []),
+        ("rows", f"{counts.rows:,} of {now.rows:,} answered or rejected{share}"),
         ("answered", f"{counts.answered:,}"),
         ("  generated", f"{counts.generated:,}"),
         ("  reused", f"{counts.reused:,}"),
@@ -57,13 +62,11 @@ def _state(now: Status) -> str:
     if now.published:
         return "published"
     if now.holder:
-        return f"being built by {now.holder}"
+        return f"running on {now.holder}"
     if now.done == now.shards:
-        return "not published (all shards are done: the same command says why, or publishes)"
-    return "stopped; the same command, or earwitness retry, continues"
+        return "all shards are done, but it is not published: run the same command again"
+    return "stopped: run the same command or earwitness retry to continue"
 
 
 def _numbers(shards: tuple[int, ...]) -> str:
-    listed = ", ".join(str(number) for number in shards[:_NAMED_SHARDS])
-    more = len(shards) - _NAMED_SHARDS
-    return f"{len(shards):,} (shard {listed}{f' and {more:,} more' if more > 0 else ''})"
+    return f"{len(shards):,} (shard {listed(map(str, shards), _NAMED_SHARDS)})"

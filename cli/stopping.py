@@ -8,6 +8,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from cli.main import INTERRUPTED
 from earwitness import runtime
 from earwitness.errors import FatalError
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C: 128 and the signal's number."""
 _CLEAN_STOP_S = 5.0
 
 

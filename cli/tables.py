@@ -9,7 +9,7 @@ from rich.text import Text
 from cli.terminal import Terminal
 from earwitness.build.account_told import account_lines, span
 from earwitness.build.show import all_rows, question_of, read_planned
-from earwitness.escaping import printable
+from earwitness.escaping import counted, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,9 +29,8 @@ def print_summary(build: Build, counts: Counts, closed: Closed) -> None:
     """The closing table of a build."""
     lines = count_lines(counts)
     lines += account_lines(build.facts().get("account"))
-    lines.append(
-        ("this run", f"{closed.engine_requests:,} engine requests, {closed.downloads:,} downloads")
-    )
+    requests = counted(closed.engine_requests, "engine request")
+    lines.append(("this run", f"{requests}, {counted(closed.downloads, 'download')}"))
     print_table(lines)
     console = output()
     console.print(f"data: {build.store.uri('data')}", soft_wrap=True)
@@ -53,7 +52,7 @@ def count_lines(counts: Counts) -> list[tuple[str, str]]:
     lines += reason_lines(counts.reasons)
     lines.append(("audio", span(counts.audio_s)))
     lines.append(
-        ("tokens", f"{counts.prompt_tokens:,} asked, {counts.completion_tokens:,} answered")
+        ("tokens", f"{counts.prompt_tokens:,} in prompts, {counts.completion_tokens:,} in answers")
     )
     return lines
 

@@ -1,4 +1,4 @@
-"""`earwitness worker`: what runs on a machine that takes flow runs from a work pool."""
+"""`earwitness worker`: takes flow runs from a work pool and lends them this machine's engine."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import typer
 
 from cli.build import VllmFlags, collect
 from cli.options import all_options, with_options
-from cli.settings_file import make_settings, usage
+from cli.settings_file import make_settings, note_ignored
+from cli.usage import usage
 from deployments.worker import GRACE_S, LIMIT, WorkerOptions, run_worker
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 _ENGINE_OPTIONS = tuple(
     option
@@ -31,40 +32,57 @@ def worker(
     *,
     pool: Annotated[
         str,
-        typer.Option(help="Work pool to take flow runs from.", metavar="NAME"),
+        typer.Option(help="Name of the work pool to take flow runs from.", metavar="NAME"),
     ],
     name: Annotated[
         str | None,
         typer.Option(
-            help="The worker's name in the UI. Default: the machine's, with the GPUs it was given.",
+            help="The worker's name in the UI. Default: the machine's name and its GPUs.",
             metavar="NAME",
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(help="Flow runs at once.", min=1)] = LIMIT,
+    limit: Annotated[
+        int,
+        typer.Option(
+            help=f"How many flow runs run at the same time. Default: {LIMIT}.",
+            min=1,
+            show_default=False,
+        ),
+    ] = LIMIT,
     grace_s: Annotated[
         float,
-        typer.Option(help="How long runs may go on once it was told to stop, in seconds.", min=0),
+        typer.Option(
+            help="After a stop signal, wait this many seconds for the running flow runs to finish. "
+            f"Default: {GRACE_S:g}.",
+            min=0,
+            show_default=False,
+        ),
     ] = GRACE_S,
     given: dict[str, Any],
 ) -> None:
-    """Take flow runs from a work pool, and lend them this machine's engine.
+    """Take flow runs from a work pool, and let them use this machine's engine.
 
-    With --model it starts an engine over the GPUs of CUDA_VISIBLE_DEVICES, keeps it running and
-    shares it out among its flow runs; with --engine it lends them engines that run already; with
-    neither it takes runs that need none (those of the pool default).
+    With --model, the worker starts an engine on the GPUs of CUDA_VISIBLE_DEVICES and keeps it
+    running. All its flow runs share that engine. With --engine, its flow runs use engines that run
+    already. With neither, it takes flow runs that need no engine (those of the pool "default").
 
-    SIGTERM or Ctrl-C: no new runs, those under way finish; a second one, or the end of --grace-s,
-    hands them back to the pool. The Prefect server is the one of PREFECT_API_URL.
+    SIGTERM or Ctrl-C: the worker takes no new flow runs and waits for the running ones. A second
+    signal, or the end of --grace-s, gives the running ones back to the pool. The environment
+    variable PREFECT_API_URL says which Prefect server is used.
 
-    Any flag of vllm serve may follow after --, word by word:
-    earwitness worker --pool gpu --model DIR --tensor-parallel-size 2 -- --enforce-eager
+    Flags for vllm serve follow after --, for example:
+
+      earwitness worker --pool gpu --model M -- --swap-space 8
     """
     if name is not None and ("/" in name or "%" in name):
-        usage(["--name: a worker's name holds neither / nor %"])
+        usage(["--name: a worker's name must not contain / or %"])
     nested = collect(ctx, given, manifest="-", output="-")
     settings = make_settings(nested, None)
     if "engine" in nested and settings.model is None and not settings.engine.url:
-        usage(["engine options need --model (start an engine) or --engine (use one that runs)"])
+        usage(
+            ["engine options need --model (to start an engine) or --engine (to use one that runs)"]
+        )
+    note_ignored(settings.engine)
     options = WorkerOptions(
         pool=pool,
         name=name,

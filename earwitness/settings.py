@@ -61,7 +61,7 @@ class _Model(BaseModel):
 
 
 class TooLong(StrEnum):
-    """What happens to a clip longer than the model hears."""
+    """What happens to a clip that is longer than the model hears."""
 
     REJECT = "reject"
     CUT = "cut"
@@ -87,153 +87,153 @@ class InputSettings(_Model):
     audio_root: str | None = None
     """Folder or URL that relative clip paths start from. Default: the manifest's own folder."""
     audio_column: str = "audio"
-    """Field that holds a record's clips."""
+    """Name of the field with a record's clips."""
     conversation_column: str = "conversation"
-    """Field that holds a record's conversation."""
+    """Name of the field with a record's conversation."""
     max_line_bytes: Annotated[int, Field(ge=1024)] = 16 * 2**20
-    """A manifest line longer than this is rejected unread."""
+    """Reject a manifest line that is longer than this, in bytes."""
     max_clips: Annotated[int, Field(ge=1)] = 16
-    """A record with more clips than this is rejected; also the engine's limit per prompt."""
+    """Reject a record with more clips than this. It is also the engine's limit per prompt."""
     ignore_fields: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
-    """Fields that mean something else to other tools (`offset`, `system`, `tools`, …) and are only
-    carried through here, separated by commas; without this a manifest with such fields is
+    """Fields that have another meaning in other tools (`offset`, `system`, `tools`, …) and are only
+    carried through here, separated by commas. Without this a manifest with such fields is
     refused."""
     trusted: bool | None = None
-    """A trusted manifest may name any local file and any host; one that is not, only folders below
-    `audio_root`, public addresses and what `allow` names. Default: a local manifest is trusted."""
+    """A trusted manifest may name any local file and any host. An untrusted one may name only files
+    below `audio_root`, public addresses, and what `allow` names. Default: trust local manifests."""
     allow: tuple[Annotated[str, AfterValidator(_allowed)], ...] = ()
-    """Where clips may come from besides: a folder (with a slash), a host, `host:port`, an address
-    or a network (`10.0.0.0/8`)."""
+    """Another place that clips may come from: a folder (with a slash), a host, `host:port`, an IP
+    address or a network (`10.0.0.0/8`)."""
     clip_timeout_s: Annotated[float, Field(gt=0)] = 300
-    """One attempt at fetching one clip may take this long."""
+    """Give up an attempt to fetch a clip after this many seconds."""
 
 
 class AudioSettings(_Model):
     """Limits and policies for clips. These decide outcomes, so they are part of the cache key."""
 
     sample_rate_hz: Annotated[int, Field(ge=8000, le=48000)] = 16_000
-    """Rate the model hears at."""
+    """Sample rate of the audio that the model gets, in Hz."""
     min_duration_s: Annotated[float, Field(ge=0)] = 0.05
-    """Shorter clips are rejected (vLLM refuses clips under about 0.03 s)."""
+    """Reject clips shorter than this, in seconds (vLLM refuses clips under about 0.03 s)."""
     max_duration_s: Annotated[float, Field(gt=0)] | None = None
-    """Longest clip the model hears. Default: the model's own limit, else 30 s."""
+    """Longest clip that the model hears, in seconds. Default: the model's own limit, or 30."""
     too_long: TooLong = TooLong.REJECT
-    """Reject longer clips, or cut them (recorded as `heard_s` < `duration_s`)."""
+    """What to do with longer clips: reject them, or cut them (then heard_s < duration_s)."""
     silence: Silence = Silence.REJECT
-    """Reject silent clips, or ask about them all the same."""
+    """What to do with silent clips: reject them, or keep them and ask about them."""
     silence_dbfs: Annotated[float, Field(le=0)] = -60.0
-    """A clip is silent when its peak stays below this, in dB of full scale."""
+    """A clip is silent if its peak is below this level, in dB of full scale."""
     max_clip_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
-    """Larger objects are rejected without being downloaded."""
+    """Reject files larger than this, in bytes, without downloading them."""
 
 
 class SamplingSettings(_Model):
     """How answers are sampled; field names are vLLM's."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.3
-    """How freely words are chosen; 0: always the likeliest."""
+    """Randomness of the answers. 0: always take the likeliest word."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Choose among the likeliest words that together reach this probability."""
+    """Choose only among the likeliest words that together have this probability."""
     top_k: Annotated[int, Field(ge=-1)] = -1
-    """Choose among this many likeliest words; -1 or 0: no limit."""
+    """Choose only among this many likeliest words. -1 or 0: no limit."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
-    """Above 1: words said before become less likely."""
+    """Above 1: words that were used before become less likely."""
     seed: int | None = 0
-    """Each request's own seed derives from this and from what is asked; none: requests have no
-    seed, so that vLLM samples them together, faster, and differently each time."""
+    """Makes answers repeatable: each request gets a seed made from this number and its question.
+    none: no seeds, which is faster, but answers differ from run to run."""
 
 
 class EngineSettings(_Model):
     """The engine. Fields named like vLLM's flags are passed to `vllm serve` as they are."""
 
     url: tuple[str, ...] = ()
-    """Addresses of engines that run already (`http://gpu1:8000/v1`); none: start one."""
+    """Address of an engine that runs already (`http://gpu1:8000/v1`). Default: start an engine."""
     revision: str | None = None
-    """Branch, tag or commit of a hub model."""
+    """Branch, tag or commit of a model from the hub."""
     hub_cache: str | None = None
-    """Folder of the hub's cache. Default: the hub's own."""
+    """Folder of the hub's cache. Default: the hub's usual folder."""
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
-    """GPUs that share one copy of the model."""
+    """Number of GPUs that one copy of the model is spread over."""
     data_parallel_size: Annotated[int, Field(ge=1)] = 1
-    """Copies of the model on this machine."""
+    """Number of copies of the model on this machine."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of each GPU's memory vLLM takes. Default: vLLM's."""
+    """Share of each GPU's memory that vLLM uses, up to 1. Default: vLLM's own."""
     max_model_len: Annotated[int, Field(ge=1)] | None = None
-    """Longest context in tokens, question and answer together. Default: the model's."""
+    """Most tokens of a question and its answer together. Default: the model's own limit."""
     max_num_seqs: Annotated[int, Field(ge=1)] = 128
-    """Requests the engine answers at once; about 1.1 times as many are kept in flight."""
+    """Number of requests that the engine answers at the same time."""
     dtype: str | None = None
-    """Number format of the weights (`float32`, `bfloat16`, …). Default: the model's."""
+    """Number format of the weights (float32, bfloat16, …). Default: the model's own."""
     quantization: str | None = None
-    """How the weights are quantized. Default: what the model says."""
+    """Quantization method of the weights. Default: as the model says."""
     chat_template: str | None = None
-    """File with a chat template instead of the model's own, or the template itself."""
+    """A chat template, or a file with one, to use instead of the model's own."""
     trust_remote_code: bool = False
-    """Run code that comes with the model. Off unless asked for."""
+    """Allow the model's own Python code to run. Default: not allowed."""
     api_server_count: Annotated[int, Field(ge=1)] | None = None
-    """Processes that prepare audio for the engine. Default: by cores."""
+    """Number of processes that prepare audio for the engine. Default: from the CPU cores."""
     vllm_args: tuple[str, ...] = ()
     """Any other flags for `vllm serve`, word by word (on the command line: what follows `--`)."""
     python: str | None = None
-    """Interpreter that has vLLM, where it lives in an environment of its own."""
+    """Python interpreter with vLLM, if vLLM is installed in another environment."""
     command: tuple[str, ...] = ()
-    """Another command to start instead of `vllm serve`; it gets the same flags."""
+    """Command to start instead of vllm serve. It gets the same flags."""
     start_timeout_s: Annotated[float, Field(gt=0)] = 1800
-    """How long the engine may take to start."""
+    """Give up if the engine has not started after this many seconds."""
     request_timeout_s: Annotated[float, Field(gt=0)] = 600
-    """A request unanswered for this long is given up (a transient rejection)."""
+    """Give up a request after this many seconds. Its row is asked again later."""
     stall_timeout_s: Annotated[float, Field(gt=0)] = 300
-    """An engine with requests in flight that shows no sign of life for this long is restarted."""
+    """Restart an engine that has requests but shows no activity for this many seconds."""
     max_restarts: Annotated[int, Field(ge=0)] = 5
-    """How often an engine that dies is started again within one build."""
+    """How many times a failed engine is restarted within one build."""
     price_per_hour: Annotated[float, Field(ge=0)] | None = None
-    """What an hour of one engine costs with all its GPUs, in any currency: builds report what they
-    cost, checks what they would."""
+    """Price of one engine with all its GPUs for an hour, in any currency. Reports then show the
+    cost."""
     shards_on: str | None = None
-    """Deployment that answers shards on a worker pool. Default: `build-shard/gpu` when the build
-    itself runs as a deployment; otherwise shards are answered here."""
+    """Deployment that runs the shards on a worker pool. Default: build-shard/gpu if the build runs
+    as a deployment; otherwise the shards run in the build's own process."""
 
 
 class LayoutSettings(_Model):
     """How a build is cut up and written."""
 
     name: str | None = None
-    """First part of the build's id. Default: the output's last folder."""
+    """First part of the build's id. Default: the last folder of the output."""
     formats: Annotated[tuple[Format, ...], Field(min_length=1)] = (Format.PARQUET, Format.JSONL)
-    """Formats data files are written in."""
+    """File formats of the dataset."""
     answer_column: str = "answer"
-    """Field the answer is written to."""
+    """Name of the field that the answer is written to."""
     provenance_column: str = "earwitness"
-    """Field the provenance struct is written to."""
+    """Name of the field that describes where the answer comes from."""
     shard_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 20_000
-    """Records a shard: the unit of scheduling and of retry."""
+    """Number of rows in a shard. Shards are scheduled and retried one by one."""
     batch_rows: Annotated[int, Field(ge=1, le=100_000)] = 512
-    """Records a batch: the unit of pipelining and of checkpoints."""
+    """Number of rows in a batch. Results are saved after each batch."""
     window_batches: Annotated[int, Field(ge=1, le=64)] = 3
-    """Batches in flight at once; bounds memory, scratch and what a kill can cost."""
+    """Number of batches worked on at the same time. More need more memory and disk space."""
     shards_in_flight: Annotated[int, Field(ge=1, le=1000)] = 32
-    """Shards handed to a worker pool at once; the others wait their turn in the build's run."""
+    """Number of shards given to a worker pool at the same time. The others wait."""
 
 
 class BuildSettings(_Model):
     """One build: which manifest, to where, which model, asked how."""
 
     manifest: str
-    """Path or URL of the manifest: JSONL (.gz, .zst) or Parquet."""
+    """Path or URL of the manifest: JSON lines (also .gz, .zst) or Parquet."""
     output: str
-    """Folder or URL the dataset is published under."""
+    """Folder or URL that the dataset is written to."""
     model: str | None = None
-    """Local folder, hub id, or the name a given engine serves."""
+    """The model: a local folder, an id on the hub, or the name that a given engine serves."""
     question: str | None = None
-    """Asks records that bring audio alone: a text, `@FILE`, `caption` or `transcribe`."""
+    """Question for records without a conversation: a text, `@FILE`, `caption` or `transcribe`."""
     system_prompt: str = DEFAULT_SYSTEM_PROMPT
-    """Leads every conversation that brings none of its own; empty: none."""
+    """System prompt for conversations without one. An empty text: no system prompt."""
     max_tokens: Annotated[int, Field(ge=1)] = 256
-    """Longest answer, in tokens."""
+    """Most tokens of an answer. Longer answers are cut."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Publish only if at most this share of the rows is rejected."""
+    """Publish only if at most this share of the rows is rejected, from 0 to 1."""
     build: str | None = None
-    """Id of the build to make or continue. Default: chosen (see `earwitness build --help`)."""
+    """Id of the build to make or continue. Default: chosen (see earwitness build --help)."""
     engine: EngineSettings = EngineSettings()
     sampling: SamplingSettings = SamplingSettings()
     audio: AudioSettings = AudioSettings()

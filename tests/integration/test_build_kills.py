@@ -299,7 +299,10 @@ def test_a_build_is_not_started_twice_at_once_and_ctrl_c_leaves_it_to_be_continu
 
     pressed = time.monotonic()
     status, err = first.interrupt()
-    assert (status, err.splitlines()[-1].endswith("the same command continues")) == (130, True)
+    assert (status, err.splitlines()[-1].endswith("the same command again to continue")) == (
+        130,
+        True,
+    )
     assert time.monotonic() - pressed < GONE_WITHIN_S
     lake.gate.open()
     assert f"build {planned} (continued)" in finish(*words, env=lake.env)

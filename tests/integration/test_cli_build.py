@@ -132,7 +132,7 @@ def test_ctrl_c_stops_soon_and_the_same_command_continues(
     _, err = process.communicate(timeout=LIMIT_S)
     assert time.monotonic() - pressed < 15
     assert process.returncode == 130
-    assert err.splitlines()[-1].endswith("the same command continues")
+    assert err.splitlines()[-1].endswith("run the same command again to continue")
     assert "Traceback" not in err
     (build,) = [path.name for path in (tmp_path / "out" / "builds").iterdir()]
     assert not (tmp_path / "out" / "builds" / build / "lease.json").exists()
@@ -206,10 +206,10 @@ def test_a_check_hears_the_clips_and_needs_neither_engine_nor_server(
     status, out, err = run("check", manifest, env=alone)
     assert status == 1, err
     assert "silent  1" in out
-    assert "row 6: " in out
+    assert "row 6, line 7: " in out
     status, out, _ = run("check", manifest, "--silence", "keep", "--sample", "3", env=alone)
     assert status == 0
-    assert "3 of 7 that could be asked" in out
+    assert "3 of 7 that passed the line check" in out
     assert processes_of(alone["PREFECT_HOME"]) == []
 
 

@@ -132,14 +132,14 @@ def test_after_gc_the_newest_builds_load_and_building_again_asks_nothing(night, 
     manifest, output, web = night
     before = earwitness.load(str(output))
     told = gc(output, "--keep", "2")
-    assert "1 of 3 go" in told.stdout
+    assert "1 of 3 to be removed" in told.stdout
     assert len(list((output / "builds").iterdir())) == 2
     assert earwitness.load(str(output)).equals(before)
     asked, fetched = stand_in.asked(), web.downloads.copy()
     counts = build(manifest, output, layout=LAYOUT)
     assert (stand_in.asked() - asked, web.downloads - fetched) == (0, {})
     assert counts["reused"] == counts["answered"] == len(before)
-    assert "0 of 3 go" in gc(output).stdout
+    assert "0 of 3 to be removed" in gc(output).stdout
 
 
 def test_a_dry_run_tells_the_same_and_removes_nothing(night):
@@ -148,7 +148,7 @@ def test_a_dry_run_tells_the_same_and_removes_nothing(night):
     dry = gc(output, "--keep", "1", "--dry-run").stdout
     assert sorted(output.rglob("*")) == there
     assert dry == gc(output, "--keep", "1").stdout + "nothing was removed (--dry-run)\n"
-    assert re.search(r"outcome segments +1 of 4 go", dry)
+    assert re.search(r"outcome segments +1 of 4 to be removed", dry)
 
 
 def test_a_gc_killed_anywhere_harms_nothing_and_the_next_one_ends_it(night, tmp_path):

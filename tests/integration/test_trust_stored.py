@@ -89,7 +89,7 @@ def test_retry_goes_on_where_the_person_who_types_says_it_again(tmp_path: Path):
     words = ["retry", build.output.root, "--trust-remote-code", "--max-num-seqs", "0"]
     # what stops it now comes after the question whether it may
     told = CliRunner().invoke(cli.app, [*words, "--", "--worker-cls", "c"])
-    assert "--max-num-seqs: input should be greater" in told.output
+    assert "--max-num-seqs: it has to be at least" in told.output
     assert isinstance(CliRunner().invoke(cli.app, words).exception, SettingsError)
 
 

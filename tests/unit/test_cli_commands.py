@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import yaml
 from test_build_publish import answered, finish, planned, rejected
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from cli import main as cli
 from cli.options import all_options
+from cli.run import rows_hint
 from earwitness.audio.decode import decode
 from earwitness.build.persist import persist_shard
 from earwitness.build.publish import publish_build
 from earwitness.settings import AudioSettings, BuildSettings
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from click.testing import Result
 
     from earwitness.build.layout import Build
@@ -56,6 +60,29 @@ def test_every_command_explains_itself(command: str):
 def test_the_help_of_build_names_every_option():
     told = run("build", "--help").stdout
     assert [option.flag for option in all_options() if option.flag not in told] == []
+
+
+@pytest.mark.parametrize("columns", ["60", "80"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_every_option_by_its_whole_name(
+    command: str,
+    columns: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    shown = capsys.readouterr().out
+    names = [
+        name
+        for param in get_command(importlib.import_module(f"cli.{command}").app).params
+        for name in (*param.opts, *param.secondary_opts)
+        if name.startswith("-")
+    ]
+    words = set(shown.replace(",", " ").split())
+    assert [name for name in names if name not in words] == []
+    assert max(map(len, shown.splitlines())) <= int(columns)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +124,23 @@ def test_what_init_leaves_commented_out_is_valid_too(tmp_path: Path):
     BuildSettings.model_validate(yaml.safe_load("\n".join(opened)))
 
 
+def test_init_says_how_to_go_on_from_here(tmp_path: Path):
+    folder = tmp_path / "my data"
+    told = run("init", str(folder)).stdout
+    assert f"cd '{folder}'\n  earwitness check manifest.jsonl" in told
+    assert f"--model {Path(cli.__file__).parents[1] / 'demo_model' / 'weights'}" in told
+
+
+def test_init_in_this_folder_says_no_cd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert "cd " not in run("init").stdout
+
+
+def test_the_guide_that_init_writes_holds_the_same_commands(tmp_path: Path):
+    run("init", str(tmp_path))
+    assert "earwitness build --config earwitness.yaml" in (tmp_path / "README.md").read_text()
+
+
 def test_init_overwrites_nothing(tmp_path: Path):
     (tmp_path / "manifest.jsonl").write_text("mine")
     assert run("init", str(tmp_path)).exit_code == 2
@@ -120,7 +164,7 @@ def test_status_tells_finished_and_unfinished_shards(build: Build):
     lines = dict(line.split(maxsplit=1) for line in told.stdout.splitlines())
     assert lines["build"] == build.id
     assert lines["shards"] == "1 of 2 done"
-    assert lines["rows"] == "3 of 4 decided (75%)"
+    assert lines["rows"] == "3 of 4 answered or rejected (75%)"
     assert lines["silent"] == "1"
 
 
@@ -132,11 +176,11 @@ def test_show_tells_an_answered_row_with_its_origin(build: Build):
 
 
 def test_show_tells_a_rejection_of_an_unfinished_shard(build: Build):
-    assert "rejected  silent at decode: silent" in run("show", build.output.root, "2").stdout
+    assert "rejected  silent in decode: silent" in run("show", build.output.root, "2").stdout
 
 
 def test_show_tells_that_a_row_is_open(build: Build):
-    assert "not decided yet" in run("show", build.output.root, "3").stdout
+    assert "not answered yet" in run("show", build.output.root, "3").stdout
 
 
 def test_show_prefers_what_is_published(build: Build, tmp_path: Path):
@@ -162,6 +206,29 @@ def test_a_dry_run_writes_nothing_and_needs_no_engine(tmp_path: Path):
     assert lines["malformed_line"] == "1"
     assert lines["would"].startswith("start a new build")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_check_says_the_row_and_in_text_also_the_line(tmp_path: Path, kind: str):
+    rows = [{"audio": ["a.wav"]}, {"audio": []}]
+    if kind == "jsonl":
+        manifest = tmp_path / "m.jsonl"
+        manifest.write_text("\n\n".join(map(json.dumps, rows)))
+    else:
+        manifest = tmp_path / "m.parquet"
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), manifest)
+    told = run("check", str(manifest), "--question", "caption", "--sample", "0").stdout
+    place = "row 1, line 3" if kind == "jsonl" else "row 1"
+    assert f"    {place}: field 'audio' is empty" in told
+
+
+def test_check_says_how_many_rows_more_were_rejected_for_a_reason(tmp_path: Path):
+    (tmp_path / "m.jsonl").write_text("{}\n" * 5)
+    assert "    and 2 more" in run("check", str(tmp_path / "m.jsonl")).stdout
+
+
+def test_rows_that_are_not_printed_are_shown_by_a_command_that_is_named():
+    assert rows_hint("my out").startswith("to see row 0: earwitness show 'my out' 0 ")
 
 
 def test_check_lints_and_fails_where_something_would_be_rejected(tmp_path: Path):

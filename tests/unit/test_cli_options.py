@@ -108,7 +108,7 @@ def test_each_wrong_value_is_a_line_that_names_its_option(capsys: pytest.Capture
         "--temperature",
         "--format",
     ]
-    assert "less than or equal to 2, not 5.0" in lines[1]
+    assert "at most 2, not 5.0" in lines[1]
 
 
 def test_a_wrong_value_in_the_file_names_the_file(
@@ -130,11 +130,12 @@ def test_a_file_that_is_no_settings_file_is_a_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str
 ):
     (line,) = refused(capsys, given(), config(tmp_path, text))
-    assert line.startswith(f"error: --config {tmp_path}/earwitness.yaml: ")
+    assert line.startswith(f"error: --config {tmp_path}/earwitness.yaml")
 
 
 def test_a_missing_output_is_told(capsys: pytest.CaptureFixture[str]):
-    assert refused(capsys, {"manifest": "m"}, None) == ["error: OUTPUT is missing"]
+    (line,) = refused(capsys, {"manifest": "m"}, None)
+    assert line.startswith("error: OUTPUT is missing: ")
 
 
 def test_merging_does_not_touch_what_it_is_given():

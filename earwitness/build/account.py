@@ -183,7 +183,7 @@ def busy_s_an_answer(account: Account) -> float:
 
 
 def engine_s_an_answer(account: Account) -> float:
-    """Engine seconds that an answer cost, starved ones included; the account has answers."""
+    """Engine seconds an answer, with those of waiting for work; the account has answers."""
     return account.engine_s / account.answers
 
 

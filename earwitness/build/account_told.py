@@ -30,42 +30,44 @@ def _engine_lines(account: Json) -> list[tuple[str, str]]:
         return []
     least = "at least " if account["interrupted"] else ""
     busy = account["busy_s"] / engine_s
-    lines = [("engine", f"{least}{span(engine_s)}, {busy:.0%} busy, {1 - busy:.0%} starved")]
+    lines = [
+        ("engine", f"{least}{span(engine_s)}, {busy:.0%} busy, {1 - busy:.0%} waiting for work")
+    ]
     if account["start_s"]:
         lines.append(("  started in", span(account["start_s"])))
     if account["gpu_s"]:
         lines.append(("  GPU hours", f"{account['gpu_s'] / _HOUR_S:,.2f}"))
-    lines.append(("  tokens a second", _tokens(account)))
+    lines.append(("  tokens per second", _tokens(account)))
     heard = account["audio_hours_per_engine_hour"]
-    lines.append(("  audio hours an engine hour", f"{heard:,.1f}"))
+    lines.append(("  hours of audio per engine hour", f"{heard:,.1f}"))
     return lines
 
 
 def _tokens(account: Json) -> str:
     asked, answered = account["prompt_tokens_per_s"], account["completion_tokens_per_s"]
-    told = f"{asked:,.0f} asked, {answered:,.0f} answered"
+    words = f"{asked:,.0f} in prompts, {answered:,.0f} in answers"
     ours = account["prompt_tokens"] + account["completion_tokens"]
     theirs = account["engine_prompt_tokens"] + account["engine_completion_tokens"]
     if theirs <= _WORTH_TELLING * ours:
-        return told
+        return words
     # others asked it, too, or what it answered was lost in a kill
-    return f"{told} (all its work: {theirs / account['engine_s']:,.0f})"
+    return f"{words} (all requests to this engine: {theirs / account['engine_s']:,.0f})"
 
 
 def _reuse_lines(account: Json) -> list[tuple[str, str]]:
     if not account["reused"] or account["saved_s"] is None:
         return []
-    return [("saved by reuse", f"{span(account['saved_s'])} of an engine")]
+    return [("saved by reuse", f"{span(account['saved_s'])} of engine time")]
 
 
 def _cost_lines(account: Json) -> list[tuple[str, str]]:
     if account["cost"] is None:
         return []
     least = "at least " if account["interrupted"] and account["engine_s"] else ""
-    told = f"{least}{amount(account['cost'])} at {account['price_per_hour']:g} an hour"
+    words = f"{least}{amount(account['cost'])} at {account['price_per_hour']:g} an hour"
     if account["reused"] and account["saved_cost"] is not None:
-        told += f"; reuse saved {amount(account['saved_cost'])}"
-    return [("cost", told)]
+        words += f"; reuse saved {amount(account['saved_cost'])}"
+    return [("cost", words)]
 
 
 def span(seconds: float) -> str:

@@ -12,6 +12,7 @@ from earwitness.build.layout import Build
 from earwitness.build.plan import find_unpublished, manifest_stamp, plan_identity
 from earwitness.build.publish import latest_build, latest_planned_at
 from earwitness.errors import BuildNotFoundError, SettingsError
+from earwitness.escaping import listed
 from earwitness.identity import build_id
 from earwitness.storage import Store
 
@@ -72,7 +73,7 @@ def checked_id(build: str) -> str:
     """
     if not _NAME.fullmatch(build):
         raise SettingsError(
-            f"{build!r} is no build's id: it has letters, digits, '.', '_' and '-' only"
+            f"{build!r} cannot be a build's id: an id has only letters, digits, '.', '_' and '-'"
         )
     return build
 
@@ -113,7 +114,7 @@ def existing_build(output: str, build: str | None = None, *, published: bool = F
         found = Build(output, checked_id(build))
         if found.store.exists("plan.json"):
             return found
-        known = ", ".join(build_ids(output)[:3]) or "none"
+        known = listed(build_ids(output), 3) or "none"
         raise BuildNotFoundError(
             f"there is no build {build} at {found.output.root} (newest: {known})"
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from earwitness.build.account import busy_s_an_answer, engine_s_an_answer, money
 from earwitness.build.account_told import amount, span
+from earwitness.escaping import counted
 
 if TYPE_CHECKING:
     from earwitness.build.account import Basis
@@ -37,18 +38,21 @@ class Estimate:
     def lines(self) -> list[tuple[str, str]]:
         """It in words, as names and values."""
         account = self.basis.account
-        reused = "reuse not known" if self.reused is None else f"{self.reused:,} reused"
+        reused = "reused ones not known" if self.reused is None else f"{self.reused:,} reused"
         told = _between(span(self.busy_s), span(self.engine_s))
         least = "at most " if self.reused is None and self.answers else ""
         if self.start_s and self.answers:
             told += f", and {span(self.start_s)} to start it"
         mean_s, tokens = account.audio_s / account.answers, self._tokens_an_answer()
-        each = f"{mean_s:.1f} s of audio and {tokens:,.0f} tokens each"
+        each = f"each with {mean_s:.1f} s of audio and {tokens:,.0f} tokens on average"
         return [
-            ("to be generated", f"about {self.answers:,} answers ({reused})"),
+            ("answers to generate", f"about {self.answers:,} ({reused})"),
             ("engine time", f"{least}{told}"),
             *([("cost", f"{least}{self._cost()}")] if self.price_per_hour is not None else []),
-            ("  as in", f"{self.basis.build}: {account.answers:,} answers, {each}"),
+            (
+                "  estimated from",
+                f"{self.basis.build}: {counted(account.answers, 'answer')}, {each}",
+            ),
         ]
 
     def _tokens_an_answer(self) -> float:

@@ -90,7 +90,7 @@ def _keep(build: Build, mine: dict[str, Any], stop: threading.Event) -> None:
                 return  # whoever took it over has it now
             _renew(build, mine)
         except EarwitnessError:
-            continue  # the next renewal is soon enough; what ails storage the build says itself
+            continue  # the next renewal is soon enough; the build itself reports faults of storage
 
 
 def _renew(build: Build, mine: dict[str, Any]) -> None:

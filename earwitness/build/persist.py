@@ -195,8 +195,8 @@ class _Ledger:
         if too_many_failed(failed, self._clips):
             told = ", ".join(f"{reason} {count}" for reason, count in self._passing.most_common())
             raise ShardFailedError(
-                f"{failed} of {self.counts.rows} rows failed for reasons that will pass ({told}); "
-                "none of them is rejected: run the build again and only they are asked"
+                f"{failed} of {self.counts.rows} rows failed because of temporary faults ({told}); "
+                "none of them is rejected: run the build again, and only they are asked"
             )
 
 

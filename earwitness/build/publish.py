@@ -19,6 +19,7 @@ from earwitness.errors import (
     LedgerError,
     TooManyRejectionsError,
 )
+from earwitness.escaping import listed
 from earwitness.progress import Published, tell
 from earwitness.storage import Store
 from earwitness.strict_json import json_document
@@ -121,9 +122,9 @@ def _check_gate(build: Build, counts: Counts) -> None:
         most = max(counts.reasons, key=lambda reason: counts.reasons[reason])
         raise TooManyRejectionsError(
             f"{counts.rejected} of {counts.rows} rows are rejected ({share:.1%}, most for {most}), "
-            f"over max_rejected = {allowed:.1%}; nothing was published. The rejections are in "
-            f"{build.store.uri('rejected')}. Mend their cause, or allow more with --max-rejected "
-            "and run the build again: no answer is asked twice"
+            f"and max_rejected allows {allowed:.1%}; nothing was published. The rejections are in "
+            f"{build.store.uri('rejected')}. Remove the cause, or allow more with --max-rejected; "
+            "then run the build again: all answers are reused"
         )
 
 
@@ -148,9 +149,9 @@ def _undo(build: Build, damage: dict[int, str]) -> NoReturn:
     """Take the receipts of damaged shards back, so that the next run does these again."""
     build.store.delete(receipt_path(shard) for shard in damage)
     raise BuildDamagedError(
-        f"{build.uri}: {'; '.join(list(damage.values())[:3])}. Nothing was published; run the "
-        f"build again: it does {len(damage)} of {len(build.plan.shards)} shards anew, and asks "
-        "nothing that has an answer"
+        f"{build.uri}: {listed(damage.values(), 3, separator='; ')}. Nothing was published. Run "
+        f"the build again: it repeats {len(damage)} of {len(build.plan.shards)} shards and reuses "
+        "all answers"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from earwitness.build.choose import build_ids, new_id
@@ -36,7 +37,7 @@ def unpublished_build(output: str) -> Build:
             return build
     raise BuildNotFoundError(
         f"nothing is unfinished at {Store(output).root}; "
-        "give --reason to ask rejections of a published build again"
+        "give --reason to ask rejected rows of a published build again"
     )
 
 
@@ -72,19 +73,20 @@ def _checked(source: Build, reasons: Iterable[str]) -> tuple[str, ...]:
     known = {str(reason) for reason in Reason}
     for reason in wanted:
         if reason not in known:
-            raise SettingsError(f"{reason!r} is no reason; they are: {', '.join(sorted(known))}")
+            close = get_close_matches(reason, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
+            raise SettingsError(f"there is no reason {reason!r}: {hint}")
         if reason in _OF_THE_MANIFEST:
             raise SettingsError(
-                f"{reason} is about lines of the manifest: mend them and build again; "
-                "only they are asked"
+                f"{reason} is a fault in the manifest: correct these lines and build again; "
+                "only their rows are asked"
             )
     there = build_status(source).counts.reasons
     if not any(reason in there for reason in wanted):
-        listed = ", ".join(
-            f"{reason} {n:,}" for reason, n in there.items() if reason != PLANNED_OUT
-        )
+        others = [f"{reason} {n:,}" for reason, n in there.items() if reason != PLANNED_OUT]
         raise SettingsError(
-            f"{source.id} has no rejection for {' or '.join(wanted)} (it has: {listed or 'none'})"
+            f"{source.id} has no row rejected for {' or '.join(wanted)} "
+            f"(it has: {', '.join(others) or 'none'})"
         )
     return wanted
 

@@ -83,7 +83,7 @@ def persist(shard: int, rows: int) -> Receipt:
 )
 def noop_shard(build: str, shard: int, batches: int, rows: int, window: int) -> Receipt:
     """As many task runs as a shard has, in the same order and window."""
-    bar = post("progress", f"progress-{build}-{shard}", 0.0, "Rows decided")
+    bar = post("progress", f"progress-{build}-{shard}", 0.0, "Rows done")
     kept = generate.with_options(result_storage=private_results(), refresh_cache=True)
     in_flight: deque[Any] = deque()
     for batch in resolve.submit(build, shard, batches, rows).result():

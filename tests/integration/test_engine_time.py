@@ -120,11 +120,11 @@ def test_a_cold_build_and_its_rebuild_tell_what_was_spent_and_what_was_saved(
 
     status, told, _ = run("check", manifest, tmp_path / "out")
     assert status == 0
-    assert f"about 0 answers ({ROWS} reused)" in told
+    assert f"about 0 ({ROWS} reused)" in told
     longer = [record(f"{manifest.parent}/{row}.wav", "And now?") for row in range(60)]
     other = write_manifest(tmp_path / "other.jsonl", longer)
     status, told, _ = run("check", other, tmp_path / "out", "--price-per-hour", 36_000)
-    assert "about 60 answers (0 reused)" in told
+    assert "about 60 (0 reused)" in told
     assert "at 36000 an hour" in told
     low_s = float(told.partition("engine time")[2].split()[0])
     assert low_s == pytest.approx(cold["busy_s"] / 2, abs=0.1)
@@ -273,5 +273,5 @@ def test_the_summary_in_the_ui_tells_what_a_build_cost(
     found = Build(str(tmp_path / "out"), Published(tmp_path / "out").folder.name)
     shown = Artifact.get(artifact_key("summary", found), _sync=True)
     assert shown is not None
-    assert "starved |" in str(shown.data)
+    assert "waiting for work |" in str(shown.data)
     assert "at 36000 an hour |" in str(shown.data)

@@ -43,8 +43,8 @@ def test_a_metric_is_summed_over_engines_and_no_other_counts():
 
 
 def test_the_share_of_time_without_requests():
-    assert found(1, 1.0).idle.starved() == 0.25
-    assert (Watched().starved(), Watched().gpu_busy()) == (0, None)
+    assert found(1, 1.0).idle.without_request() == 0.25
+    assert (Watched().without_request(), Watched().gpu_busy()) == (0, None)
 
 
 def test_the_shape_is_that_of_the_public_model_card():

@@ -196,11 +196,11 @@ def test_the_card_and_show_tell_what_a_build_cost(tmp_path: Path):
     account = published(tmp_path, FIRST, answered(0), answered(1), booking=BOOKED, **PRICE)
     build = Build(str(tmp_path / "out"), FIRST)
     card = build.store.read_bytes("README.md").decode()
-    assert "| engine | 1.7 min, 60% busy, 40% starved |" in card
+    assert "| engine | 1.7 min, 60% busy, 40% waiting for work |" in card
     assert "| cost | 1.30 at 36 an hour |" in card
     assert dataset_card(build.plan, Counts(rows=1), account).count("| cost |") == 1
     told = run("show", build.output.root).stdout
-    assert "1.7 min, 60% busy, 40% starved" in told
+    assert "1.7 min, 60% busy, 40% waiting for work" in told
     assert "1.30 at 36 an hour" in told
 
 
@@ -245,7 +245,7 @@ def test_another_price_may_be_named_when_a_build_goes_on(tmp_path: Path):
 
 def test_a_build_that_was_interrupted_says_that_it_tells_the_least():
     told = dict(account_lines(facts(COST + Account(interrupted=1), price=3.6)))
-    assert told["engine"] == "at least 16.7 min, 90% busy, 10% starved"
+    assert told["engine"] == "at least 16.7 min, 90% busy, 10% waiting for work"
     assert told["cost"] == "at least 1.04 at 3.6 an hour"
 
 
@@ -253,7 +253,7 @@ def test_a_build_whose_engine_had_nothing_to_do_tells_what_reuse_saved():
     mine = basis("mine", Account(), price_per_hour=2.0)
     told = account_lines(account_facts(mine, basis(), reused=1000))
     assert told == [
-        ("saved by reuse", "30.0 min of an engine"),
+        ("saved by reuse", "30.0 min of engine time"),
         ("cost", "0.00 at 2 an hour; reuse saved 1.00"),
     ]
 
@@ -261,14 +261,14 @@ def test_a_build_whose_engine_had_nothing_to_do_tells_what_reuse_saved():
 @pytest.mark.parametrize(
     ("counted", "told"),
     [
-        (0, "5 asked, 0 answered"),
-        (5000, "5 asked, 0 answered"),
-        (8000, "5 asked, 0 answered (all its work: 8)"),
+        (0, "5 in prompts, 0 in answers"),
+        (5000, "5 in prompts, 0 in answers"),
+        (8000, "5 in prompts, 0 in answers (all requests to this engine: 8)"),
     ],
 )
 def test_the_engines_own_count_stands_beside_ours_where_it_has_done_more(counted: int, told: str):
     account = COST + Account(engine_prompt_tokens=counted)
-    assert dict(account_lines(facts(account)))["  tokens a second"] == told
+    assert dict(account_lines(facts(account)))["  tokens per second"] == told
 
 
 @pytest.mark.parametrize(
@@ -283,14 +283,16 @@ def test_amounts_of_money_never_round_to_nothing(money: float, told: str):
     assert amount(money) == told
 
 
-def test_an_estimate_goes_from_an_engine_never_starved_to_one_starved_as_before():
+def test_an_estimate_goes_from_an_engine_never_waiting_to_one_waiting_as_before():
     found = estimate(basis(price_per_hour=3.6), 50_500, reused=500)
     assert (found.answers, found.busy_s, found.engine_s) == (50_000, 90_000, 100_000)
     told = dict(found.lines())
-    assert told["to be generated"] == "about 50,000 answers (500 reused)"
+    assert told["answers to generate"] == "about 50,000 (500 reused)"
     assert told["engine time"] == "25.00 h to 27.78 h, and 40.0 s to start it"
     assert told["cost"] == "90.04 to 100.04 at 3.6 an hour"
-    assert told["  as in"] == "earlier: 500 answers, 14.4 s of audio and 0 tokens each"
+    assert told["  estimated from"] == (
+        "earlier: 500 answers, each with 14.4 s of audio and 0 tokens on average"
+    )
 
 
 def test_an_estimate_is_the_most_where_reuse_is_not_known():
@@ -318,10 +320,10 @@ def test_check_estimates_from_the_newest_published_build(tmp_path: Path):
     words = ("check", sound_manifest(tmp_path, 200), str(tmp_path / "out"), "--sample", "0")
     told = run(*words).stdout
     # 200 answers, of which two took 60 s busy and 100 s in all; at the price of that build
-    assert "about 200 answers (reuse not known)" in told
+    assert "about 200 (reused ones not known)" in told
     assert "at most 1.67 h to 2.78 h, and 30.0 s to start it" in told
     assert "at most 60.30 to 100.30 at 36 an hour" in told
-    assert f"  {FIRST}: 2 answers, 1.5 s of audio and 3 tokens each" in told
+    assert f"  {FIRST}: 2 answers, each with 1.5 s of audio and 3 tokens on average" in told
     dearer = run(*words, "--price-per-hour", "72").stdout
     assert "120.60 to 200.60 at 72 an hour" in dearer
 
@@ -331,7 +333,7 @@ def test_an_output_named_in_the_settings_file_is_looked_at_too(tmp_path: Path):
     (tmp_path / "e.yaml").write_text(f"output: {tmp_path / 'out'}\n")
     words = ("check", sound_manifest(tmp_path, 2), "--config", str(tmp_path / "e.yaml"))
     told = run(*words, "--sample", "0").stdout
-    assert "about 2 answers" in told
+    assert "about 2 (" in told
     assert "cost" not in told
 
 
@@ -345,6 +347,6 @@ def test_what_a_sample_shows_is_told_of_all_rows():
 def test_check_says_when_nothing_is_known_yet(tmp_path: Path):
     (tmp_path / "m.jsonl").write_text("{}\n")
     words = ("check", str(tmp_path / "m.jsonl"))
-    assert "not known (name an OUTPUT)" in run(*words).stdout
+    assert "not known: give OUTPUT as second argument" in run(*words).stdout
     nowhere = run(*words, str(tmp_path / "out")).stdout
-    assert "not known (nothing published there says what an answer costs)" in nowhere
+    assert "not known: no published build in OUTPUT says what an answer takes" in nowhere

@@ -178,7 +178,7 @@ def test_the_shard_of_a_damaged_file_alone_is_done_again(build: Build):
     receipt = persist_shard(build, 0)
     persist_shard(build, 1)
     build.store.delete([receipt.files[0].path])
-    with pytest.raises(BuildDamagedError, match="1 of 2 shards anew"):
+    with pytest.raises(BuildDamagedError, match="it repeats 1 of 2 shards"):
         publish_build(build)
     assert build.missing_shards() == [0]
     assert persist_shard(build, 0) == receipt

@@ -74,7 +74,7 @@ def test_the_build_named_is_taken(whole: Build):
 @pytest.mark.parametrize("build", ["../x", "a/b", "", ".hidden"])
 def test_an_id_that_would_lead_elsewhere_is_refused(whole: Build, build: str):
     named = whole.plan.settings.model_copy(update={"build": build})
-    with pytest.raises(SettingsError, match="no build's id"):
+    with pytest.raises(SettingsError, match="cannot be a build's id"):
         choose_build(named, MODEL)
 
 
@@ -106,7 +106,7 @@ def test_a_reason_the_build_does_not_have_is_told_with_those_it_has(whole: Build
 
 
 def test_faults_of_the_manifest_cannot_be_asked_again(whole: Build):
-    with pytest.raises(SettingsError, match="mend them"):
+    with pytest.raises(SettingsError, match="correct these lines"):
         build_to_retry(whole, ["malformed_line"])
 
 

@@ -1,4 +1,4 @@
-"""Engine time adds up: busy and starved make the whole, and nobody's second is another's too."""
+"""Engine time adds up: busy and waiting seconds make the whole, and none counts twice."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Watched:
     running: list[float] = field(default_factory=list)
     gpu: list[float] = field(default_factory=list)
 
-    def starved(self) -> float:
+    def without_request(self) -> float:
         """Share of the samples in which the engine had nothing to do."""
         return sum(one == 0 for one in self.running) / max(1, len(self.running))
 

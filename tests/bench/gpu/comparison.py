@@ -192,7 +192,7 @@ def rows(found: list[Found]) -> list[Row]:
             f"features ready: {one.clips / one.ready_s:.1f}",
             f"and without seeds: {one.clips / one.unseeded_s:.1f}",
             f"{one.audio_s / one.build_s:.0f} audio hours a GPU hour",
-            f"engine without a request {one.idle.starved():.1%} of the time",
+            f"engine without a request {one.idle.without_request():.1%} of the time",
             "" if busy is None else f"GPU busy {busy:.0%}",
         )
         value = f"{rate:.1f} clips/s, {rate / peak:.1%} of the peak"

@@ -6,6 +6,8 @@ from math import isnan
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from earwitness.errors import BadRecordError
+from earwitness.escaping import counted
+from earwitness.manifest.parse import json_kind
 from earwitness.records import Message, Reason, Rejection, Stage
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def render(
     Args:
         conversation: The record's conversation, in the `from`/`value` form or OpenAI's.
         clips: How many clips the record has.
-        system_prompt: Leads conversations that bring no system turn, or an empty one; empty: none.
+        system_prompt: Put before conversations whose system turn is missing or empty; empty: none.
         question: Asked where the record brings no conversation.
         field: The field's name, for the rejection's detail.
 
@@ -57,7 +59,10 @@ def render(
     if asks_nothing(conversation):
         if question is None:
             state = "missing" if conversation is None else "empty"
-            _reject(Reason.NO_CONVERSATION, f"field {field!r} is {state} and no question is given")
+            _reject(
+                Reason.NO_CONVERSATION,
+                f"field {field!r} is {state}, and there is no --question to ask instead",
+            )
         turns: list[_Turn] = [("user", _split_marks(question))]
     else:
         turns = _read_turns(conversation, field)
@@ -114,7 +119,7 @@ def ask_text(text: str, clips: int, system_prompt: str) -> tuple[Message, ...]:
     Args:
         text: What is asked.
         clips: How many clips there are.
-        system_prompt: Leads; empty: none.
+        system_prompt: Put before the question; empty: none.
     """
     places: list[TextPart | AudioPart] = [{"type": "audio", "clip": clip} for clip in range(clips)]
     places.append({"type": "text", "text": text})
@@ -127,26 +132,32 @@ def ask_text(text: str, clips: int, system_prompt: str) -> tuple[Message, ...]:
 
 def _read_turns(conversation: Any, field: str) -> list[_Turn]:
     if not isinstance(conversation, list):
-        kind = type(conversation).__name__
-        _reject(Reason.BAD_CONVERSATION, f"field {field!r} is a {kind}, not a list of turns")
+        kind = json_kind(conversation)
+        _reject(Reason.BAD_CONVERSATION, f"field {field!r} is {kind}, not a list of turns")
     form = None
     turns = []
     for number, turn in enumerate(conversation, 1):
         if not isinstance(turn, dict):
-            _reject(Reason.BAD_CONVERSATION, f"turn {number} is a {type(turn).__name__}, no object")
+            _reject(Reason.BAD_CONVERSATION, f"turn {number} is {json_kind(turn)}, not an object")
         # null counts as absent: Parquet gives every turn the keys of all turns
         speaker, value = turn.get("from"), turn.get("value")
         role, content = turn.get("role"), turn.get("content")
         plain = speaker is not None or value is not None
         openai = role is not None or content is not None
         if plain and openai:
-            _reject(Reason.BAD_CONVERSATION, f"turn {number} mixes from/value with role/content")
+            _reject(
+                Reason.BAD_CONVERSATION,
+                f"turn {number} has both from/value and role/content; use one form",
+            )
         if not plain and not openai:
             _reject(
                 Reason.BAD_CONVERSATION, f"turn {number} has neither from/value nor role/content"
             )
         if form is not None and form is not plain:
-            _reject(Reason.BAD_CONVERSATION, f"turn {number} changes between the forms of turns")
+            _reject(
+                Reason.BAD_CONVERSATION,
+                f"turn {number} does not use the same field names as the turns before it",
+            )
         form = plain
         by = _role(speaker if plain else role, number)
         pieces = _text_pieces(value, number) if plain else _content_pieces(content, number)
@@ -158,11 +169,14 @@ def _read_turns(conversation: Any, field: str) -> list[_Turn]:
 
 def _role(name: Any, number: int) -> Literal["system", "user", "assistant"]:
     if name is None:
-        _reject(Reason.UNKNOWN_ROLE, f"turn {number} names no role")
+        _reject(Reason.UNKNOWN_ROLE, f"turn {number} has no role")
     role = ROLES.get(name) if isinstance(name, str) else None
     if role is None:
         known = ", ".join(ROLES)
-        _reject(Reason.UNKNOWN_ROLE, f"turn {number} is by {str(name)[:80]!r}, not one of {known}")
+        _reject(
+            Reason.UNKNOWN_ROLE,
+            f"turn {number} has the role {str(name)[:80]!r}; the known roles are {known}",
+        )
     return role
 
 
@@ -170,7 +184,7 @@ def _text_pieces(value: Any, number: int) -> _Pieces:
     if value is None:
         return []
     if not isinstance(value, str):
-        _reject(Reason.BAD_CONVERSATION, f"turn {number} is a {type(value).__name__}, no text")
+        _reject(Reason.BAD_CONVERSATION, f"turn {number} is {json_kind(value)}, not a text")
     return _split_marks(value)
 
 
@@ -188,7 +202,8 @@ def _content_pieces(content: Any, number: int) -> _Pieces:
         else:
             name = repr(str(kind)[:80]) if kind is not None else "no type"
             _reject(
-                Reason.BAD_CONVERSATION, f"turn {number} has a part of {name}; text and audio only"
+                Reason.BAD_CONVERSATION,
+                f"turn {number} has a part of {name}; only text and audio are read",
             )
     return pieces
 
@@ -221,11 +236,14 @@ def _check_order(turns: list[_Turn]) -> None:
         if role != expected:
             _reject(
                 Reason.TURN_ORDER,
-                f"turn {number} is the {role}'s where the {expected}'s has to be",
+                f"turn {number} has the role {role}, but the {expected} has to speak there",
             )
     last = spoken[-1][1] if spoken else "system"
     if last != "user":
-        _reject(Reason.NO_QUESTION, f"the last turn is the {last}'s, not a question")
+        _reject(
+            Reason.NO_QUESTION,
+            f"the last turn has the role {last}; it has to be the user's question",
+        )
 
 
 def _place_clips(turns: list[_Turn], clips: int) -> None:
@@ -235,14 +253,18 @@ def _place_clips(turns: list[_Turn], clips: int) -> None:
             if role != "user":
                 _reject(
                     Reason.AUDIO_MARK_MISMATCH,
-                    f"turn {number} is the {role}'s and places audio; only the human's may",
+                    f"turn {number} has the role {role} and {MARK}; only a user's turn may have it",
                 )
             marks += pieces.count(None)
     if marks == 0:
         first = next(index for index, (role, _) in enumerate(turns) if role == "user")
         turns[first] = ("user", [*[None] * clips, *turns[first][1]])
     elif marks != clips:
-        _reject(Reason.AUDIO_MARK_MISMATCH, f"{marks} places for audio, but {clips} clips")
+        _reject(
+            Reason.AUDIO_MARK_MISMATCH,
+            f"the conversation has {counted(marks, f'{MARK} mark')}, "
+            f"but the record has {counted(clips, 'clip')}",
+        )
 
 
 def _messages(turns: list[_Turn]) -> tuple[Message, ...]:

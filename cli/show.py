@@ -60,7 +60,9 @@ def show(
         return
     shown = show_row(found, row)
     console = tables.output()
-    console.print(f"row {row} of {found.id}, shard {shown.shard}", style="bold", soft_wrap=True)
+    line = found.plan.manifest.line_of(row)
+    place = f"row {row}" if line is None else f"row {row}, line {line} of the manifest"
+    console.print(f"{place}, shard {shown.shard} of {found.id}", style="bold", soft_wrap=True)
     _print_record(console, shown.planned)
     for message in shown.planned.messages:
         _print_turn(console, message)

@@ -42,12 +42,21 @@ class ShardPlan(_Document):
 
 
 class ManifestFacts(_Document):
-    """The manifest as it was when the build was planned."""
+    """The manifest as it was when the build was planned.
+
+    Attributes:
+        line_a_row: True where row N stands in line N + 1: a text file without empty lines.
+    """
 
     uri: str
     stamp: str
     sha256: str
     bytes: int
+    line_a_row: bool = False
+
+    def line_of(self, row: int) -> int | None:
+        """The line that a row stands in, counted from 1; None where that is not known."""
+        return row + 1 if self.line_a_row else None
 
 
 class Plan(_Document):

@@ -132,6 +132,7 @@ def plan_build(
             stamp=source.stamp or "",
             sha256=source.digest,
             bytes=source.read_bytes,
+            line_a_row=source.schema is None and source.lines == source.rows,
         )
     plan = Plan(
         earwitness=earwitness.__version__,

@@ -79,9 +79,10 @@ class JsonLinesSource(ManifestSource):
         too_long = Rejection(
             Stage.PLAN, Reason.LINE_TOO_LONG, f"the line is longer than {limit} bytes"
         )
-        number = blank = 0
-        for line in split_lines(unpacked(self._blocks(), self.uri), limit):
-            number += 1
+        blank = 0
+        lines = split_lines(unpacked(self._blocks(), self.uri), limit)
+        for number, line in enumerate(lines, 1):
+            self.lines = number
             if line is None:
                 self.rows += 1
                 yield RawLine(self.rows - 1, number, None, None, too_long)

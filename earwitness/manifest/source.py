@@ -71,6 +71,7 @@ class ManifestSource:
         size_bytes: As stored, 0 where unknown.
         read_bytes: How much of that was read so far, for progress bars.
         rows: Records given so far.
+        lines: Lines read so far, with empty ones; 0 where there are none (Parquet).
         schema: The manifest's own Arrow schema (Parquet), else None.
         digest: Hex SHA-256 of the stored bytes; empty until all were read.
     """
@@ -83,6 +84,7 @@ class ManifestSource:
         self.size_bytes = size_bytes
         self.read_bytes = 0
         self.rows = 0
+        self.lines = 0
         self.digest = ""
         self._file = file
         self._sha256 = hashlib.sha256()

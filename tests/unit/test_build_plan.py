@@ -105,6 +105,13 @@ def test_the_plan_knows_the_manifests_digest(manifest: Path):
     assert build.plan.manifest.stamp == manifest_stamp(str(manifest))
 
 
+def test_the_plan_knows_the_line_of_a_row_where_no_line_is_empty(manifest: Path):
+    assert planned(manifest).plan.manifest.line_of(4) == 5
+    manifest.write_text(manifest.read_text().replace("\n", "\n\n", 1))
+    other = planned(manifest, "b-20261122T120000Z-abcdef")
+    assert other.plan.manifest.line_of(4) is None
+
+
 def test_once_planned_nothing_re_plans(manifest: Path):
     build = planned(manifest)
     manifest.write_text(json.dumps(line(99)) + "\n")

@@ -175,6 +175,13 @@ def test_show_tells_an_answered_row_with_its_origin(build: Build):
     assert "a" * 64 in told
 
 
+def test_show_says_the_line_of_the_manifest_beside_the_row(build: Build):
+    assert (
+        f"row 2, line 3 of the manifest, shard 1 of {build.id}"
+        in run("show", build.output.root, "2").stdout
+    )
+
+
 def test_show_tells_a_rejection_of_an_unfinished_shard(build: Build):
     assert "rejected  silent in decode: silent" in run("show", build.output.root, "2").stdout
 

@@ -58,7 +58,8 @@ _SEPARATORS = ",\t;|"
 _TWO_LETTERS = 4
 _FIRST_LINES = 20
 _PYTHON = re.compile(rb"\{\s*u?'[^']*'\s*:")
-_ARRAY = re.compile(rb'\[\s*([\[{"\d\]-]|true|false|null|$)')
+_RECORDS = re.compile(rb"\[\s*(\{|$)")
+_MAYBE_JSON = re.compile(rb'\{|\[\s*([\[{"\d\]-]|true|false|null|$)')
 _ENOUGH_BYTES = 2**16
 _SHOWN_CHARS = 60
 _FORM = 'a manifest has one JSON object a line, such as {"audio": ["a.wav"]}'
@@ -170,11 +171,11 @@ def _text_kind(head: bytes, uri: str) -> tuple[str, str] | None:
     if b"\n" not in text and b"\r{" in text:
         how = f"tr '\\r' '\\n' < {shlex.quote(uri)} > manifest.jsonl"
         return "text whose lines end with carriage returns alone", f"convert it ({how})"
-    if _ARRAY.match(start):
+    if _RECORDS.match(start) or (start.startswith(b"[") and isinstance(_parsed(text), list)):
         return _array(text, lines, uri)
     if start.startswith(b"{"):
         return _nearly_json_lines(lines, uri) or _spread_object(text, lines, uri)
-    if not lines or any(line.startswith(b"{") or _ARRAY.match(line) for line in lines):
+    if not lines or any(map(_MAYBE_JSON.match, lines)):
         return None
     return _no_json(lines)
 

@@ -82,7 +82,7 @@ def files() -> list[tuple[str, bytes, dict[str, int] | str]]:
         (
             "a name twice",
             _stored(pa.table([_AUDIO, _AUDIO, _TURNS], ["audio", "audio", "conversation"])),
-            "one name: audio",
+            "the same name: audio",
         ),
         ("audio that is numbers", _file({"audio": pa.array([1] * ROWS)}), {"bad_audio": ROWS}),
         (

@@ -12,7 +12,19 @@ from earwitness.errors import ManifestError
 from earwitness.manifest.kinds import check_kind
 
 RECORD = b'{"audio": ["a.wav"]}'
-DAMAGED = [b"nope", b"{", b"[1]", b"a,b", b"\xff", b"[[", b'{"audio": [', b"null", b"{'a': 1}"]
+DAMAGED = [
+    b"nope",
+    b"[[[" * 99,
+    b"[" * 9 + b"]" * 9,
+    b"{",
+    b"[1]",
+    b"a,b",
+    b"\xff",
+    b"[[",
+    b'{"audio": [',
+    b"null",
+    b"{'a': 1}",
+]
 
 
 @given(st.binary(max_size=400))
@@ -36,6 +48,8 @@ def test_a_manifest_is_not_refused(head: bytes):
 
 def test_a_first_line_that_is_longer_than_what_is_judged_is_not_refused():
     check_kind(b"x" * 2**18, "m.jsonl")
+    check_kind(b"[" * 2**18, "m.jsonl")
+    check_kind(b"[" * 2**17 + b"]" * 2**17 + b"\n", "m.jsonl")
     check_kind(b'{"audio": "' + b"x" * 2**18, "m.jsonl")
 
 

@@ -1,4 +1,8 @@
-"""Opening a clip: libsndfile first, PyAV (FFmpeg) for what it cannot open.
+"""Opening a clip with a decoder that reads all of its sound.
+
+What a clip holds is decided by its bytes, not by what a header or a decoder guesses of them: MP3
+and AMR by their frames, Ogg by its links, FLAC by its last frame. libsndfile reads where it knows
+the length for certain, PyAV (FFmpeg) the rest, and what libsndfile opens but cannot read.
 
 Samples come as float32 with full scale at 1.0: integers are divided by 2^(bits-1), as libsndfile
 and FFmpeg both define it, so that 16-bit samples survive the way there and back exactly.
@@ -6,42 +10,41 @@ and FFmpeg both define it, so that 16-bit samples survive the way there and back
 
 from __future__ import annotations
 
-import errno
-import io
-from contextlib import contextmanager
+import mmap
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import numpy as np
 import soundfile
 
-from earwitness.audio import headers
+from earwitness.audio import amr, flac, headers, mpeg, ogg
+from earwitness.audio.av_sound import ClipFile, open_av
+from earwitness.audio.blocks import (
+    EXACT_TOLERANCE_S,
+    LOSSY_TOLERANCE_S,
+    at_one_rate,
+    broken,
+    check_lost,
+)
+from earwitness.audio.packets import AmrSound, MpegSound
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason, Rejection, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
-    Samples = NDArray[np.float32]
+    from earwitness.audio.blocks import Samples
 
 BLOCK_VALUES = 2**22
 """Samples times channels read at once (16 MB): most clips are one block."""
 
 _LOSSY = ("MPEG", "VORBIS", "OPUS")
-_EXACT_TOLERANCE_S = 0.01
-_LOSSY_TOLERANCE_S = 0.25
-"""Encoders add and announce a frame or two of padding (AAC: up to 2,112 samples and more)."""
+_HEAD_BYTES = 4096
 _ABSURD_FRAMES = 2**48
 """libsndfile's way of saying that a header announces no length."""
-
-_AV_FORMATS = (
-    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,loas,m4a,matroska,mov,mp3,mp4,3g2,3gp,"
-    "mj2,mpc,mpc8,mpeg,mpegts,ogg,rm,tak,tta,w64,wav,webm,wv"
-)
-_INDEXED = {"mov", "matroska"}
-"""FFmpeg containers whose announced duration is stored, not guessed from the bit rate."""
+_SIZED = frozenset({"wav", "wavex", "aiff", "au", "rf64", "w64", "caf", "svx", "voc"})
+"""Containers whose writers leave 0 where they do not know the length."""
 
 
 class Sound(Protocol):
@@ -50,7 +53,9 @@ class Sound(Protocol):
     Attributes:
         container: Name of the container, lower case.
         codec: Name of the codec, lower case.
-        frames: Length the header announces; None where it announces none that can be trusted.
+        sample_rate_hz: The rate that `blocks` come at: the highest, where it changes on the way.
+        channels: The most that a block may have.
+        frames: The clip's length; None where only decoding can tell.
         tolerance_s: By how much decoding may fall short of it.
     """
 
@@ -69,6 +74,10 @@ class Sound(Protocol):
         """
         ...
 
+    def otherwise(self) -> Sound | None:
+        """The same clip by another decoder, for when this one fails; None: there is none."""
+        ...
+
     def close(self) -> None:
         """Let go of the file."""
         ...
@@ -85,10 +94,11 @@ def opened(path: Path) -> Iterator[Sound]:
         The opened clip.
 
     Raises:
-        BadRecordError: `not_audio`, or `decode_failed` for audio too damaged to be opened.
+        BadRecordError: `not_audio` (also for a video without an audio track), `unsupported_audio`,
+            `truncated`, or `decode_failed` for audio too damaged to be opened.
         FileNotFoundError: There is no such file.
     """
-    sound = _open_soundfile(path) or _open_av(path)
+    sound = _open(path)
     if sound is None:
         raise _unreadable(path)
     try:
@@ -97,9 +107,80 @@ def opened(path: Path) -> Iterator[Sound]:
         sound.close()
 
 
+def _open(path: Path) -> Sound | None:
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        if not head:
+            return None
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _open_by_bytes(path, head, data) or _open_by_decoder(path, data)
+
+
+def _open_by_bytes(path: Path, head: bytes, data: mmap.mmap) -> Sound | None:
+    """Open what we find the pieces of ourselves."""
+    kind = amr.kind_of(head)
+    if kind is not None:
+        return AmrSound(path, kind, sum(1 for _ in amr.frames(data, kind)))
+    if head.startswith(b"OggS"):
+        return _open_chain([partial(_open_link, path, one) for one in ogg.links(data)])
+    if head.startswith(b"fLaC") and not flac.announces_all(data):
+        parts = [ogg.Link(start, end) for start, end in flac.streams(data)]
+        return _open_chain([partial(open_av, path, link=one) for one in parts])
+    if mpeg.begins(data):
+        return _open_mpeg(path, data)
+    return None
+
+
+def _open_by_decoder(path: Path, data: mmap.mmap) -> Sound | None:
+    sound = _open_soundfile(path)
+    if sound is not None and sound.container == "mp3":
+        # it knows MP3 with junk before it, but guesses the length
+        sound.close()
+        return _open_mpeg(path, data) or open_av(path)
+    if sound is None or (not sound.frames and sound.container in _SIZED):
+        # a length of 0 in the header: written to a pipe, unless nothing was
+        other = open_av(path)
+        if sound is None or (other is not None and other.holds_packets()):
+            return other
+    return sound
+
+
+def _open_mpeg(path: Path, data: mmap.mmap) -> Sound | None:
+    scan = mpeg.scan(data)
+    if not scan.segments:
+        return None
+    _check_whole_mpeg(scan)
+    sound = MpegSound(path, scan)
+    if len(scan.segments) > 1 or scan.segments[0].lost:
+        return sound
+    faster = _open_soundfile(path, otherwise=lambda: MpegSound(path, scan))
+    if faster is None:
+        return sound
+    # twice as fast as frame by frame; its length is a guess, but this time a right one
+    if (faster.frames, faster.sample_rate_hz) == (sound.frames, sound.sample_rate_hz):
+        return faster
+    faster.close()
+    return sound
+
+
+def _check_whole_mpeg(scan: mpeg.Scan) -> None:
+    lost_s = sum(one.lost / one.form.rate_hz for one in scan.segments)
+    check_lost(lost_s)
+    for one in scan.segments:
+        there_s, missing_s = one.samples / one.form.rate_hz, one.missing / one.form.rate_hz
+        # some writers count the tag's own frame
+        if one.missing > one.form.samples:
+            detail = f"the header announces {there_s + missing_s:.2f} s, "
+            detail += f"only {there_s:.2f} s are there"
+            raise BadRecordError(Rejection(Stage.VALIDATE, Reason.TRUNCATED, detail))
+    if scan.missing_bytes and not scan.segments[-1].tag.frames:
+        detail = f"the clip ends {scan.missing_bytes:,} bytes before the end of its last frame"
+        raise BadRecordError(Rejection(Stage.VALIDATE, Reason.TRUNCATED, detail))
+
+
 def _unreadable(path: Path) -> BadRecordError:
     with path.open("rb") as file:
-        head = file.read(4096)
+        head = file.read(_HEAD_BYTES)
     kind = headers.audio_kind(head)
     if kind:
         detail = f"starts like {kind}, but no decoder can open it"
@@ -108,41 +189,38 @@ def _unreadable(path: Path) -> BadRecordError:
     return BadRecordError(Rejection(Stage.VALIDATE, Reason.NOT_AUDIO, detail))
 
 
-def _broken(*, started: bool) -> BadRecordError:
-    if started:
-        reason, detail = Reason.TRUNCATED, "the clip stops being readable before its end"
-    else:
-        reason, detail = Reason.DECODE_FAILED, "no sample of the clip can be decoded"
-    return BadRecordError(Rejection(Stage.DECODE, reason, detail))
-
-
-def _open_soundfile(path: Path) -> Sound | None:
+def _open_soundfile(
+    path: Path,
+    *,
+    part: tuple[int, int] | None = None,
+    otherwise: Callable[[], Sound | None] | None = None,
+) -> _SoundFile | None:
+    whole = part is None or part == (0, path.stat().st_size)
+    source = str(path) if part is None or whole else ClipFile(path, *part)
     try:
-        file = soundfile.SoundFile(str(path))
+        file = soundfile.SoundFile(source)
     except soundfile.LibsndfileError:
         return None
-    if file.frames >= _ABSURD_FRAMES:
-        # a FLAC written to a pipe; libsndfile fails at its end, FFmpeg reads it
+    guessed = file.format != "MP3" and file.subtype.startswith("MPEG")
+    if guessed or file.frames >= _ABSURD_FRAMES:
         file.close()
         return None
-    return _SoundFile(path, file)
+    return _SoundFile(path, file, otherwise)
 
 
 class _SoundFile:
     """A clip that libsndfile reads."""
 
-    def __init__(self, path: Path, file: Any) -> None:
+    def __init__(self, path: Path, file: Any, otherwise: Callable[[], Sound | None] | None) -> None:
         self._file = file
         self.container = str(file.format).lower()
         self.codec = str(file.subtype).lower()
         self.sample_rate_hz = int(file.samplerate)
         self.channels = int(file.channels)
         lossy = str(file.subtype).startswith(_LOSSY)
-        self.tolerance_s = _LOSSY_TOLERANCE_S if lossy else _EXACT_TOLERANCE_S
-        known = file.frames >= 0
-        if self.container == "mp3":
-            known = known and headers.mp3_announces_length(path)
-        self.frames = int(file.frames) if known else None
+        self.tolerance_s = LOSSY_TOLERANCE_S if lossy else EXACT_TOLERANCE_S
+        self.frames: int | None = max(0, int(file.frames))
+        self._otherwise = otherwise or partial(open_av, path, frames=self.frames)
 
     def blocks(self) -> Iterator[Samples]:
         size = BLOCK_VALUES // self.channels
@@ -151,116 +229,90 @@ class _SoundFile:
                 block = self._file.read(size, dtype="float32", always_2d=True)
             except soundfile.LibsndfileError:
                 # libsndfile gives up a whole block for an error anywhere in it
-                raise _broken(started=True) from None
+                raise broken(started=True) from None
             if not len(block):
                 return
             yield cast("Samples", block)
 
+    def otherwise(self) -> Sound | None:
+        """PyAV, held to the length that libsndfile found."""
+        return self._otherwise()
+
     def close(self) -> None:
         self._file.close()
 
 
-class _ClipFile(io.FileIO):
-    """A file for FFmpeg, which seeks wherever a damaged header sends it.
+def _open_link(path: Path, link: ogg.Link) -> Sound | None:
+    """Open one link of an Ogg file."""
+    by_ffmpeg = partial(open_av, path, link=link)
+    if link.likely:
+        sound = _open_soundfile(path, part=(link.start, link.end), otherwise=by_ffmpeg)
+        if sound is not None:
+            return sound
+    return by_ffmpeg()
 
-    It is told so as its own callbacks tell it, by a negative number; an exception from here would
-    be raised to our caller instead, as if the disk were at fault.
-    """
 
-    def seek(self, offset: int, whence: int = 0) -> int:
+def _open_chain(openers: list[Callable[[], Sound | None]]) -> Sound | None:
+    """Open streams that stand in one file one behind the other; of one stream, that one."""
+    if len(openers) == 1:
+        return openers[0]()
+    parts = [part for part in map(_Part, openers) if part.rate_hz]
+    return _Chain(parts) if parts else None
+
+
+class _Part:
+    """One stream of a chain: what its header says; opened again when it is its turn."""
+
+    def __init__(self, opener: Callable[[], Sound | None]) -> None:
+        self.open = opener
+        self.rate_hz = self.channels = 0
         try:
-            return super().seek(offset, whence)
-        except (ValueError, OverflowError):
-            return -errno.EINVAL
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            return -errno.EINVAL
+            sound = opener()
+        except BadRecordError as error:
+            if error.rejection.reason is Reason.NOT_AUDIO:
+                return
+            raise
+        if sound is None:
+            detail = "one of the streams that the clip joins cannot be decoded"
+            raise BadRecordError(Rejection(Stage.VALIDATE, Reason.DECODE_FAILED, detail))
+        with closing(sound):
+            self.rate_hz, self.channels = sound.sample_rate_hz, sound.channels
+            self.frames, self.tolerance_s = sound.frames, sound.tolerance_s
+            self.container, self.codec = sound.container, sound.codec
 
 
-def _open_av(path: Path) -> Sound | None:
-    import av
+class _Chain:
+    """Several streams joined in one file, heard one behind the other."""
 
-    file = _ClipFile(path)
-    try:
-        # from an open file, and only these formats: a playlist must not make FFmpeg open the
-        # addresses it names
-        container = av.open(
-            file, metadata_errors="replace", options={"format_whitelist": _AV_FORMATS}
-        )
-    except (av.FFmpegError, ValueError):
-        file.close()
-        return None
-    if not container.streams.audio:
-        container.close()
-        file.close()
-        return None
-    if container.streams.audio[0].codec_context is None:
-        container.close()
-        file.close()
-        detail = "the clip is in a codec that no decoder here knows"
-        raise BadRecordError(Rejection(Stage.VALIDATE, Reason.UNSUPPORTED_AUDIO, detail))
-    return _AvSound(file, container)
-
-
-class _AvSound:
-    """A clip that FFmpeg reads; of a video, its first audio stream."""
-
-    tolerance_s = _LOSSY_TOLERANCE_S
-
-    def __init__(self, file: Any, container: Any) -> None:
-        self._file = file
-        self._container = container
-        self._stream = container.streams.audio[0]
-        name = str(container.format.name).partition(",")[0]
-        self.container = {"mov": "mp4"}.get(name, name)
-        self.codec = str(self._stream.codec_context.name)
-        self.sample_rate_hz = int(self._stream.rate or 0)
-        self.channels = int(self._stream.channels or 0)
-        self.frames = self._announced(name)
-
-    def _announced(self, name: str) -> int | None:
-        if name not in _INDEXED or not self.sample_rate_hz:
-            return None
-        stream = self._stream
-        seconds = 0.0
-        if stream.duration:
-            seconds = float(stream.duration * stream.time_base)
-        elif self._container.duration:
-            seconds = self._container.duration / 1_000_000
-        return round(seconds * self.sample_rate_hz) or None
+    def __init__(self, parts: list[_Part]) -> None:
+        self._parts = parts
+        self.container, self.codec = parts[0].container, parts[0].codec
+        self.sample_rate_hz = max(part.rate_hz for part in parts)
+        self.channels = max(part.channels for part in parts)
+        self.tolerance_s = max(part.tolerance_s for part in parts)
+        self.frames: int | None = 0
+        for part in parts:
+            if part.frames is None or self.frames is None:
+                self.frames = None
+            else:
+                self.frames += -(-part.frames * self.sample_rate_hz // part.rate_hz)
 
     def blocks(self) -> Iterator[Samples]:
-        import av
+        """The samples in order, at the highest of the streams' rates; channels may change."""
+        return at_one_rate(self._blocks(), self.sample_rate_hz)
 
-        given = 0
-        try:
-            for frame in self._container.decode(self._stream):
-                block = _frame_samples(frame)
-                if frame.sample_rate != self.sample_rate_hz or block.shape[1] != self.channels:
-                    detail = "the clip changes its sample rate or channels on the way"
-                    raise BadRecordError(Rejection(Stage.DECODE, Reason.DECODE_FAILED, detail))
-                if self.frames is not None:
-                    # what comes after the announced end is the encoder's padding
-                    block = block[: self.frames - given]
-                given += len(block)
-                yield block
-        except (av.FFmpegError, ValueError):
-            raise _broken(started=given > 0) from None
+    def _blocks(self) -> Iterator[tuple[int, Samples]]:
+        for part in self._parts:
+            sound = part.open()
+            if sound is None:
+                raise broken(started=True)
+            with closing(sound):
+                for block in sound.blocks():
+                    yield part.rate_hz, block
+
+    def otherwise(self) -> None:
+        """FFmpeg is the last that is tried."""
+        return
 
     def close(self) -> None:
-        self._container.close()
-        self._file.close()
-
-
-def _frame_samples(frame: Any) -> Samples:
-    """A decoded frame as float32 of shape (frames, channels)."""
-    values: NDArray[Any] = frame.to_ndarray()
-    channels = frame.layout.nb_channels
-    values = values.T if frame.format.is_planar else values.reshape(-1, channels)
-    if values.dtype == np.uint8:
-        return (values.astype(np.float32) - np.float32(128)) / np.float32(128)
-    if values.dtype.kind == "i":
-        scale = float(2 ** (8 * values.dtype.itemsize - 1))
-        return (values / scale).astype(np.float32)
-    return values.astype(np.float32)
+        """Nothing is open between two streams."""

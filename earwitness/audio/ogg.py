@@ -1,0 +1,130 @@
+"""The links of an Ogg file: each a whole stream of its own, one behind the other (RFC 3533).
+
+Files joined by `cat` and recorded broadcasts are such chains. Decoders read the first link, or
+fail where rate or channels change; so each link is read as a file.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from mmap import mmap
+
+    Data = bytes | mmap
+
+_PAGE = struct.Struct("<4sBBqIIIB")
+_FIRST = 2
+_OPUS = b"OpusHead"
+_AUDIO_HEADS = (b"\x01vorbis", _OPUS, b"\x7fFLAC", b"fLaC", b"Speex   ")
+_LONGEST_PACKET = 65_536
+"""Samples: the largest FLAC block; Vorbis has 8,192, Opus 5,760."""
+
+
+class Page(NamedTuple):
+    """A page: a piece of one stream.
+
+    Attributes:
+        end: Offset behind it; beyond the end of the file where the file is cut within it.
+        flags: 2: the first of its stream; 4: the last.
+        position: Where its last packet ends, in samples since the stream's beginning.
+    """
+
+    offset: int
+    end: int
+    flags: int
+    position: int
+    stream: int
+    body: int
+    packets: int
+
+
+@dataclass(slots=True)
+class Link:
+    """One link of a chain.
+
+    Attributes:
+        position: The last position of its audio stream: where its sound ends, in samples
+            (Opus: of 48 kHz, with the samples before its beginning).
+        skip: Samples before the sound's beginning, where the stream announces them (Opus).
+        audio: Number of its first audio stream; None: it has none that is known.
+        packets: How many packets end in that stream's pages.
+        regular: Whether positions only grow, so that the last one is the end.
+    """
+
+    start: int
+    end: int
+    position: int = 0
+    skip: int = 0
+    audio: int | None = None
+    packets: int = 0
+    regular: bool = True
+    begun: bool = False
+
+    @property
+    def likely(self) -> bool:
+        """Whether the last position is the end, and so many packets can hold so many samples."""
+        return self.regular and 0 < self.position <= self.packets * _LONGEST_PACKET
+
+    def add(self, page: Page, data: Data) -> None:
+        """Note what a page of this link says."""
+        self.end = min(page.end, len(data))
+        if not page.flags & _FIRST:
+            self.begun = True
+        elif self.audio is None:
+            head = data[page.body : page.body + 19]
+            if head.startswith(_AUDIO_HEADS):
+                self.audio = page.stream
+            if head.startswith(_OPUS):
+                self.skip = int.from_bytes(head[10:12], "little")
+        if page.stream == self.audio:
+            if page.position >= 0 and page.packets:
+                self.regular = self.regular and page.position >= self.position
+                self.position = page.position
+            self.packets += page.packets
+
+
+def links(data: Data) -> list[Link]:
+    """The links of an Ogg file, in order."""
+    found: list[Link] = []
+    for page in pages(data):
+        if not found or (page.flags & _FIRST and found[-1].begun):
+            found.append(Link(page.offset, page.end))
+        found[-1].add(page, data)
+    return found
+
+
+def pages(data: Data) -> Iterator[Page]:
+    """The pages of an Ogg file; what lies between two pages is passed over."""
+    at = 0
+    while True:
+        at = data.find(b"OggS", at)
+        head = data[at : at + _PAGE.size] if at >= 0 else b""
+        if len(head) < _PAGE.size:
+            return
+        _, version, flags, position, stream, _, _, segments = _PAGE.unpack(head)
+        table = data[at + _PAGE.size : at + _PAGE.size + segments]
+        body = at + _PAGE.size + segments
+        end = body + sum(table)
+        if version:
+            at += 4
+            continue
+        yield Page(at, end, flags, position, stream, body, sum(size < 255 for size in table))  # noqa: PLR2004 - 255: it goes on
+        at = end if end <= len(data) else at + 4
+
+
+def missing_bytes(data: Data) -> int:
+    """How many bytes the last page announces beyond the end of the file.
+
+    A stream cut between two pages cannot be told from a live recording; one cut within a page can.
+    """
+    end = 0
+    for page in pages(data):
+        end = page.end
+    at = data.rfind(b"OggS")
+    if at >= 0 and len(data) - at < _PAGE.size:
+        end = at + _PAGE.size
+    return max(0, end - len(data))

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from earwitness.audio import headers
+from earwitness.audio import ends
+from earwitness.audio.blocks import EXACT_TOLERANCE_S
 from earwitness.audio.sound import opened
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason, Rejection, Stage
@@ -25,6 +26,9 @@ MAX_RATE_HZ = 384_000
 DEFAULT_MAX_DURATION_S = 30.0
 """What Qwen2-Audio hears; used where neither settings nor the model name a limit."""
 
+_UNCOMPRESSED = ("pcm_", "float", "double", "ulaw", "alaw")
+_UNOPENED = {Reason.DECODE_FAILED, Reason.NOT_AUDIO, Reason.UNSUPPORTED_AUDIO}
+"""What a decoder may say of a file whose end is missing."""
 _DECODER_FAILURES = (ArithmeticError, LookupError, RuntimeError, ValueError)
 """What the decoders' bindings raise on damaged data besides their own errors."""
 
@@ -98,22 +102,36 @@ def open_clip(
     Raises:
         BadRecordError: `not_audio`, `truncated`, `unsupported_audio`, `decode_failed`.
     """
-    missing = 0 if probed else headers.missing_bytes(path)
-    if missing:
-        raise _rejected(
-            Reason.TRUNCATED,
-            f"the clip ends {missing:,} bytes before the end its header announces",
-        )
+    missing = 0 if probed else ends.missing_bytes(path)
     try:
         with opened(path) as sound:
             _check_shape(sound)
+            if missing and not _little(missing, path, sound):
+                raise _truncated(missing)
             yield sound
+    except BadRecordError as error:
+        if missing and error.rejection.reason in _UNOPENED:
+            raise _truncated(missing) from error
+        raise
     except MemoryError:
         detail = "decoding needs more memory than a clip is allowed"
         raise _rejected(Reason.DECODE_FAILED, detail, stage) from None
     except _DECODER_FAILURES as error:
         detail = f"the decoder fails on this clip ({type(error).__name__})"
         raise _rejected(Reason.DECODE_FAILED, detail, stage) from error
+
+
+def _little(missing: int, path: Path, sound: Sound) -> bool:
+    """Whether what is missing lasts so short that nobody would hear that it is."""
+    if not sound.codec.startswith(_UNCOMPRESSED) or not sound.frames:
+        return False
+    bytes_a_frame = path.stat().st_size / sound.frames
+    return missing / bytes_a_frame <= EXACT_TOLERANCE_S * sound.sample_rate_hz
+
+
+def _truncated(missing: int) -> BadRecordError:
+    detail = f"the clip ends {missing:,} bytes before the end its header announces"
+    return _rejected(Reason.TRUNCATED, detail)
 
 
 def check_duration(duration_s: float, policy: AudioSettings, stage: Stage) -> None:

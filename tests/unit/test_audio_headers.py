@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from earwitness.audio.headers import audio_kind, looks_like, missing_bytes
+from earwitness.audio.ends import missing_bytes
+from earwitness.audio.headers import audio_kind, looks_like
 from earwitness.audio.probe import probe
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason

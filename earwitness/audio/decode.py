@@ -2,7 +2,9 @@
 
 Numeric rules, each with where it comes from:
 
-- Channels are averaged with equal weight, in float64 (`librosa.to_mono`'s rule).
+- Channels are averaged with equal weight, in float64 (`librosa.to_mono`'s rule). Where they cancel
+  each other (the average's peak is 40 dB or more below a channel's own), the loudest channel is
+  heard instead: docs/decisions/0024.
 - Resampling is `librosa.resample(res_type="soxr_hq")`: SoX's high-quality band-limited resampler,
   librosa's own default; the result has `ceil(n · target / source)` samples.
 - float → 16 bit is `rint(x · 32768)` clipped to [-32768, 32767], the inverse of libsndfile's
@@ -13,7 +15,9 @@ Numeric rules, each with where it comes from:
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -25,14 +29,22 @@ from earwitness.records import Reason, Rejection, Stage
 from earwitness.settings import Silence, TooLong
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from earwitness.audio.sound import Samples, Sound
+    from earwitness.audio.blocks import Samples
+    from earwitness.audio.sound import Sound
     from earwitness.settings import AudioSettings
 
+    Mono = Callable[[Samples], Samples]
+
 _STEREO = 2
+_CANCELLED = 0.01
+"""A mix whose peak is below this share of its loudest channel's (40 dB) is what is left of it."""
+_OTHERWISE = {Reason.TRUNCATED, Reason.DECODE_FAILED}
+"""How a decoder fails where another may not."""
 _ABSURD_S = 24 * 3600.0
 """Nobody cuts the first half minute out of a day: such a stream is refused, not counted through."""
 
@@ -71,9 +83,10 @@ def decode(path: Path, destination: Path, policy: AudioSettings) -> DecodedClip:
     ready = ready_samples(path, policy.sample_rate_hz)
     if ready is not None and len(ready) <= max_duration_s(policy) * policy.sample_rate_hz:
         return _pass_through(path, ready, destination, policy)
-    with open_clip(path, Stage.DECODE, probed=True) as sound:
-        rate_hz = sound.sample_rate_hz
-        samples, duration_s = _heard(sound, policy)
+    loudest = _Loudest()
+    samples, rate_hz, duration_s = _heard_of(path, policy, partial(_mixed, loudest))
+    if _peak(samples) < loudest.peak * _CANCELLED:
+        samples, rate_hz, duration_s = _heard_of(path, policy, loudest.alone)
     check_duration(duration_s, policy, Stage.DECODE)
     if policy.silence is Silence.REJECT:
         _check_loud(_peak(samples), policy.silence_dbfs)
@@ -119,15 +132,30 @@ def to_pcm16(samples: Samples) -> NDArray[np.int16]:
     return np.clip(scaled, -32768, 32767, out=scaled).astype(np.int16)
 
 
-def _heard(sound: Sound, policy: AudioSettings) -> tuple[Samples, float]:
-    """The part the model hears, mono, at the clip's own rate; and the whole clip's duration."""
+def _heard_of(path: Path, policy: AudioSettings, mono: Mono) -> tuple[Samples, int, float]:
+    """The part the model hears, its rate, and the whole clip's duration.
+
+    Where one decoder fails another is asked, held to the same length.
+    """
+    with open_clip(path, Stage.DECODE, probed=True) as sound:
+        try:
+            return _heard(sound, policy, mono)
+        except BadRecordError as error:
+            second = sound.otherwise() if error.rejection.reason in _OTHERWISE else None
+            if second is None:
+                raise
+            with closing(second):
+                return _heard(second, policy, mono)
+
+
+def _heard(sound: Sound, policy: AudioSettings, mono: Mono) -> tuple[Samples, int, float]:
     wanted = math.floor(max_duration_s(policy) * sound.sample_rate_hz)
     reject = policy.too_long is TooLong.REJECT
     kept: list[Samples] = []
     frames = 0
     for block in sound.blocks():
         if frames < wanted:
-            kept.append(_mono(block[: wanted - frames]))
+            kept.append(mono(block[: wanted - frames]))
         frames += len(block)
         if frames <= wanted:
             continue
@@ -141,14 +169,36 @@ def _heard(sound: Sound, policy: AudioSettings) -> tuple[Samples, float]:
     else:
         _check_whole(sound, frames)
     samples = np.concatenate(kept) if kept else np.zeros(0, dtype=np.float32)
-    return samples, round(frames / sound.sample_rate_hz, 6)
+    return samples, sound.sample_rate_hz, round(frames / sound.sample_rate_hz, 6)
 
 
-def _mono(block: Samples) -> Samples:
+class _Loudest:
+    """Which channel has the largest peak."""
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        self._channel = 0
+
+    def look(self, block: Samples) -> None:
+        """Note the peaks of one more block."""
+        if not len(block):
+            return
+        peaks = np.maximum(block.max(axis=0), -block.min(axis=0))
+        if peaks.max() > self.peak:
+            self.peak, self._channel = float(peaks.max()), int(peaks.argmax())
+
+    def alone(self, block: Samples) -> Samples:
+        """That channel; the last one where a clip has fewer channels on the way."""
+        return block[:, min(self._channel, block.shape[1] - 1)]
+
+
+def _mixed(loudest: _Loudest, block: Samples) -> Samples:
+    """The channels' average."""
     if not np.isfinite(block).all():
         raise _rejected(Reason.NOT_FINITE, "the clip holds samples that are not numbers (NaN, Inf)")
     if block.shape[1] == 1:
         return block[:, 0]
+    loudest.look(block)
     if block.shape[1] == _STEREO:
         # the same sum, two channels at a time instead of two samples: seven times as fast
         mean: NDArray[np.float64] = np.add(block[:, 0], block[:, 1], dtype=np.float64)

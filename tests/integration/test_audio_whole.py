@@ -1,0 +1,361 @@
+"""All of a clip's sound is heard, whatever its header says of its length, or it is rejected."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+from odd_clips import by_ffmpeg, by_libsndfile, heard_s, look, mp3, rejection, wav
+
+from earwitness.audio.probe import probe
+from earwitness.errors import BadRecordError
+from earwitness.records import Reason, Stage
+from earwitness.settings import AudioSettings, TooLong
+
+PIPED = {"write_xing": "0"}
+
+
+def xing(data: bytes, *, frames: int | None = None, flags: int | None = None) -> bytes:
+    """The same MP3 with another count, or other flags, in its Xing or Info header."""
+    at = max(data.find(b"Xing"), data.find(b"Info"))
+    changed = bytearray(data)
+    if flags is not None:
+        changed[at + 4 : at + 8] = struct.pack(">I", flags)
+    if frames is not None:
+        changed[at + 8 : at + 12] = struct.pack(">I", frames)
+    return bytes(changed)
+
+
+def holed(data: bytes, at: int, length: int) -> bytes:
+    return data[:at] + bytes(length) + data[at + length :]
+
+
+MP3_CASES = {
+    "louder at its start, piped": (
+        lambda: mp3(1, kbps=256, **PIPED) + mp3(9, kbps=32, **PIPED),
+        10,
+    ),
+    "quieter at its start, piped": (
+        lambda: mp3(1, kbps=32, **PIPED) + mp3(9, kbps=256, **PIPED),
+        10,
+    ),
+    "with a Xing header": (lambda: mp3(10), 10),
+    "joined, piped": (lambda: mp3(2, **PIPED) + mp3(3, **PIPED), 5),
+    "joined, with Xing headers": (lambda: mp3(2) + mp3(3), 5),
+    "joined, the first with a Xing header": (lambda: mp3(2) + mp3(3, **PIPED), 5),
+    "joined, tags between": (lambda: mp3(2) + b"TAG" + bytes(125) + mp3(3, id3v2_version="4"), 5),
+    "rate changes, piped": (lambda: mp3(2, **PIPED) + mp3(3, 22_050, **PIPED), 5),
+    "rate rises, piped": (lambda: mp3(2, 16_000, **PIPED) + mp3(3, 48_000, **PIPED), 5),
+    "rate changes, with Xing headers": (lambda: mp3(2) + mp3(3, 22_050), 5),
+    "becomes stereo": (
+        lambda: (
+            mp3(2, **PIPED)
+            + by_ffmpeg(
+                "libmp3lame", "mp3", 3, 44_100, channels=2, kbps=128, id3v2_version="0", **PIPED
+            )
+        ),
+        5,
+    ),
+    "Xing header of 0 frames": (lambda: xing(mp3(3), frames=0), 3),
+    "Xing header of a third of the frames": (lambda: xing(mp3(3), frames=38), 3),
+    "Xing header without flags": (lambda: xing(mp3(3), flags=0), 3),
+    "Xing header of absurdly many frames, all bytes there": (lambda: xing(mp3(3), frames=2**31), 3),
+    "zeros behind it": (lambda: mp3(3, **PIPED) + bytes(50_000), 3),
+    "zeros before it": (lambda: bytes(3_000) + mp3(3, **PIPED), 3),
+    "a hole of zeros": (lambda: holed(mp3(3, **PIPED), 12_120, 2_000), 3),
+    "a hole of zeros, with a Xing header": (lambda: holed(mp3(3), 12_120, 2_000), 3),
+}
+
+
+@pytest.mark.parametrize("case", MP3_CASES)
+def test_an_mp3_is_heard_to_its_last_frame(tmp_path, case):
+    build, seconds = MP3_CASES[case]
+    data = build()
+    # an encoder that says nothing of its delay and padding adds up to two frames a piece
+    assert heard_s(tmp_path, data) == pytest.approx(seconds, abs=0.15)
+    assert look(tmp_path, data)[0].duration_s == pytest.approx(seconds, abs=0.15)
+
+
+@pytest.mark.parametrize("case", ["with a Xing header", "joined, with Xing headers"])
+def test_an_encoders_delay_and_padding_are_not_heard(tmp_path, case):
+    build, seconds = MP3_CASES[case]
+    assert heard_s(tmp_path, build()) == pytest.approx(seconds, abs=0.001)
+
+
+@pytest.mark.parametrize("rates", [(44_100, 22_050), (16_000, 48_000)])
+def test_each_part_of_an_mp3_that_changes_its_rate_keeps_its_pitch(tmp_path, rates):
+    look(tmp_path, mp3(2, rates[0], **PIPED) + mp3(3, rates[1], **PIPED))
+    samples, rate_hz = soundfile.read(str(tmp_path / "heard.wav"))
+    for start in (0.5, 2.5):
+        part = samples[round(start * rate_hz) :][:rate_hz]
+        assert np.argmax(np.abs(np.fft.rfft(part))) == pytest.approx(440, abs=2)
+
+
+def test_a_cut_mp3_with_a_xing_header_is_truncated(tmp_path):
+    data = mp3(3)
+    found = rejection(tmp_path, data[: len(data) // 2])
+    assert found.reason is Reason.TRUNCATED
+    assert found.detail.startswith("the header announces 3.0")
+
+
+def test_an_mp3_cut_within_a_frame_is_truncated(tmp_path):
+    assert rejection(tmp_path, mp3(3, **PIPED)[:-100]).reason is Reason.TRUNCATED
+
+
+def test_an_mp3_whose_last_frame_is_cut_by_a_tag_is_heard(tmp_path):
+    data = mp3(3, **PIPED)[:-100] + b"TAG" + bytes(125)
+    assert heard_s(tmp_path, data) == pytest.approx(3, abs=0.06)
+
+
+def test_an_mp3_with_more_than_a_second_missing_amid_it_is_rejected(tmp_path):
+    found = rejection(tmp_path, holed(mp3(5, **PIPED), 8_000, 16_000))
+    assert (found.reason, "amid the clip" in found.detail) == (Reason.DECODE_FAILED, True)
+
+
+def test_two_minutes_that_announce_seventeen_seconds_meet_the_limit_at_the_probe(tmp_path):
+    data = mp3(1, kbps=256, **PIPED) + mp3(119, kbps=32, **PIPED)
+    (tmp_path / "clip").write_bytes(data)
+    with pytest.raises(BadRecordError) as caught:
+        probe(tmp_path / "clip", AudioSettings(max_duration_s=30))
+    assert caught.value.rejection.reason is Reason.CLIP_TOO_LONG
+    assert caught.value.rejection.stage is Stage.VALIDATE
+
+
+def test_two_minutes_that_announce_seventeen_seconds_are_cut_with_that_recorded(tmp_path):
+    data = mp3(1, kbps=256, **PIPED) + mp3(119, kbps=32, **PIPED)
+    clip = look(tmp_path, data, AudioSettings(max_duration_s=30, too_long=TooLong.CUT))[1]
+    assert clip.heard_s == 30
+    assert clip.duration_s == pytest.approx(120, abs=0.1)
+
+
+def ogg(seconds: float, rate_hz: int, subtype: str, channels: int = 1) -> bytes:
+    return by_libsndfile(seconds, rate_hz, "OGG", subtype, channels)
+
+
+CHAINS = {
+    "vorbis": lambda: ogg(2, 44_100, "VORBIS") + ogg(3, 44_100, "VORBIS"),
+    "opus": lambda: ogg(2, 48_000, "OPUS") + ogg(3, 48_000, "OPUS"),
+    "vorbis, the rate falls": lambda: ogg(2, 44_100, "VORBIS") + ogg(3, 22_050, "VORBIS"),
+    "vorbis, the rate rises": lambda: ogg(2, 16_000, "VORBIS") + ogg(3, 48_000, "VORBIS"),
+    "vorbis becomes stereo": lambda: ogg(2, 44_100, "VORBIS") + ogg(3, 44_100, "VORBIS", 2),
+    "opus becomes mono": lambda: ogg(2, 48_000, "OPUS", 2) + ogg(3, 48_000, "OPUS"),
+    "vorbis, then opus": lambda: ogg(2, 44_100, "VORBIS") + ogg(3, 48_000, "OPUS"),
+    "the same link twice": lambda: ogg(2.5, 44_100, "VORBIS") * 2,
+    "noise between": lambda: (
+        ogg(2, 44_100, "VORBIS") + b"\x01\x02" * 300 + ogg(3, 44_100, "VORBIS")
+    ),
+    "zeros behind": lambda: ogg(2, 44_100, "VORBIS") + ogg(3, 44_100, "VORBIS") + bytes(9_000),
+    "five links": lambda: ogg(1, 44_100, "VORBIS") * 5,
+}
+
+
+@pytest.mark.parametrize("case", CHAINS)
+def test_every_link_of_a_chained_ogg_is_heard(tmp_path, case):
+    data = CHAINS[case]()
+    assert heard_s(tmp_path, data) == pytest.approx(5, abs=0.02)
+    assert look(tmp_path, data)[0].duration_s == pytest.approx(5, abs=0.02)
+
+
+def test_a_chained_ogg_cut_in_its_second_link_is_truncated(tmp_path):
+    data = ogg(2, 44_100, "VORBIS") + ogg(3, 44_100, "VORBIS")
+    assert rejection(tmp_path, data[:-2_000]).reason is Reason.TRUNCATED
+
+
+def flac(seconds: float) -> bytes:
+    return by_libsndfile(seconds, 16_000, "FLAC", "PCM_16")
+
+
+def flac_total(data: bytes, samples: int) -> bytes:
+    high = data[21] & 0xF0 | samples >> 32
+    return data[:21] + bytes([high]) + struct.pack(">I", samples & 0xFFFFFFFF) + data[26:]
+
+
+FLACS = {
+    "joined": lambda: flac(2) + flac(3),
+    "joined, of one length": lambda: flac(2.5) * 2,
+    "announces a third": lambda: flac_total(flac(5), 26_000),
+    "announces nothing": lambda: flac_total(flac(5), 0),
+    "announces days": lambda: flac_total(flac(5), 2**36 - 1),
+}
+
+
+@pytest.mark.parametrize("case", FLACS)
+def test_a_flac_is_heard_to_its_last_frame(tmp_path, case):
+    assert heard_s(tmp_path, FLACS[case]()) == pytest.approx(5, abs=0.001)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_a_cut_flac_is_truncated(tmp_path, share):
+    data = flac(5)
+    assert rejection(tmp_path, data[: round(len(data) * share)]).reason is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [
+        ("webm", "libopus"),
+        ("matroska", "libopus"),
+        ("matroska", "aac"),
+        ("mp4", "aac"),
+        ("avi", "mp2"),
+    ],
+)
+@pytest.mark.parametrize(("begin_s", "video_s"), [(0.0, 5.0), (3.0, 6.0)])
+def test_sound_shorter_than_its_video_is_whole(tmp_path, container, codec, begin_s, video_s):
+    if container == "webm":
+        video_s = 0.0  # with no video in a codec that this build writes; late is long enough
+    data = by_ffmpeg(codec, container, 2, 48_000, begin_s=begin_s, video_s=video_s)
+    assert heard_s(tmp_path, data) == pytest.approx(2, abs=0.07)
+
+
+@pytest.mark.parametrize("codec", ["libopus", "flac", "pcm_s16le"])
+def test_a_late_start_is_no_missing_sound(tmp_path, codec):
+    data = by_ffmpeg(codec, "matroska", 2, 48_000, begin_s=3)
+    assert heard_s(tmp_path, data) == pytest.approx(2, abs=0.02)
+
+
+def test_a_live_recording_without_a_duration_is_heard(tmp_path):
+    data = by_ffmpeg("libopus", "webm", 2, 48_000, live="1")
+    assert heard_s(tmp_path, data) == pytest.approx(2, abs=0.02)
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "avi"])
+def test_a_video_without_sound_is_told_to_have_no_audio_track(tmp_path, container):
+    found = rejection(tmp_path, by_ffmpeg("", container, 0, 0, video_s=1))
+    assert (found.stage, found.reason) == (Stage.VALIDATE, Reason.NOT_AUDIO)
+    assert "no audio track" in found.detail
+
+
+NO_SIZES = [0, 2**28, 2**30, 2_000_000_000, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF - 36]
+
+
+@pytest.mark.parametrize("announced", NO_SIZES)
+def test_a_size_that_a_wav_cannot_have_says_nothing(tmp_path, announced):
+    assert heard_s(tmp_path, wav(announced)) == pytest.approx(2, abs=0.001)
+
+
+@pytest.mark.parametrize("announced", [1_000_000, 100_000_000])
+def test_a_wav_that_is_whole_by_its_riff_size_is_whole(tmp_path, announced):
+    assert heard_s(tmp_path, wav(announced, riff=64_036)) == pytest.approx(2, abs=0.001)
+
+
+@pytest.mark.parametrize("more", [1, 60, 300])
+def test_a_wav_that_lacks_a_hundredth_of_a_second_is_whole(tmp_path, more):
+    assert heard_s(tmp_path, wav(64_000 + more)) == pytest.approx(2, abs=0.001)
+
+
+@pytest.mark.parametrize("more", [400, 64_000, 10_000_000])
+def test_a_wav_that_lacks_more_is_truncated(tmp_path, more):
+    assert rejection(tmp_path, wav(64_000 + more)).reason is Reason.TRUNCATED
+
+
+def test_what_follows_the_announced_end_of_a_wav_is_no_sound(tmp_path):
+    assert heard_s(tmp_path, wav(32_000, riff=64_036)) == pytest.approx(1, abs=0.001)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "FLOAT", "DOUBLE", "ULAW", "GSM610"])
+def test_a_size_of_0_says_nothing_in_any_codec(tmp_path, subtype):
+    data = by_libsndfile(2, 8_000, "WAV", subtype)
+    at = data.find(b"data") + 4
+    assert heard_s(tmp_path, data[:at] + bytes(4) + data[at + 4 :]) == pytest.approx(2, abs=0.02)
+
+
+@pytest.mark.parametrize("tag", [b"TAG" + bytes(125), b"APETAGEX" + bytes(100), b"\x99" * 333])
+def test_what_stands_behind_an_mp4_is_no_box(tmp_path, tag):
+    data = by_ffmpeg("aac", "ipod", 2, 44_100) + tag
+    assert heard_s(tmp_path, data) == pytest.approx(2, abs=0.03)
+
+
+CUT = {
+    **{
+        kind: lambda kind=kind: by_libsndfile(2, 16_000, kind, "PCM_16")
+        for kind in ("NIST", "VOC", "MAT4", "MAT5", "W64", "RF64", "AU", "CAF", "AIFF", "WAV")
+    },
+    **{
+        kind: lambda kind=kind: by_libsndfile(2, 16_000, kind, "PCM_16")
+        for kind in ("SVX", "AVR", "SDS", "MPC2K")
+    },
+    "WVE": lambda: by_libsndfile(2, 8_000, "WVE", "ALAW"),
+    "IMA ADPCM": lambda: by_libsndfile(2, 16_000, "WAV", "IMA_ADPCM"),
+    "AAC": lambda: by_ffmpeg("aac", "adts", 2, 44_100),
+    "LOAS": lambda: by_ffmpeg("aac", "latm", 2, 44_100),
+    "AC-3": lambda: by_ffmpeg("ac3", "ac3", 2, 48_000),
+    "E-AC-3": lambda: by_ffmpeg("eac3", "eac3", 2, 48_000),
+    "AMR": lambda: by_ffmpeg("libopencore_amrnb", "amr", 2, 8_000),
+    "MPEG-TS": lambda: by_ffmpeg("mp2", "mpegts", 2, 48_000),
+    "MPEG program stream": lambda: by_ffmpeg("mp2", "mpeg", 2, 48_000),
+    "Matroska": lambda: by_ffmpeg("libopus", "matroska", 2, 48_000),
+    "live WebM": lambda: by_ffmpeg("libopus", "webm", 2, 48_000, live="1"),
+    "MP4": lambda: by_ffmpeg("aac", "mp4", 2, 44_100),
+    "FLV": lambda: by_ffmpeg("aac", "flv", 2, 44_100),
+    "AVI": lambda: by_ffmpeg("mp2", "avi", 2, 44_100),
+    "RealMedia": lambda: by_ffmpeg("ac3", "rm", 2, 44_100),
+    "WavPack": lambda: by_ffmpeg("wavpack", "wv", 2, 44_100),
+    "True Audio": lambda: by_ffmpeg("tta", "tta", 2, 44_100),
+    "Ogg": lambda: ogg(2, 44_100, "VORBIS"),
+    "FLAC": lambda: flac(2),
+}
+
+
+@pytest.mark.parametrize("kind", CUT)
+def test_a_cut_clip_is_truncated_in_every_container_that_shows_it(tmp_path, kind):
+    data = CUT[kind]()
+    assert rejection(tmp_path, data) is None
+    # at odd places, not between two frames
+    for share in (0.3, 0.6, 0.95):
+        found = rejection(tmp_path, data[: round(len(data) * share) | 5])
+        assert found is not None, share
+        assert found.reason is Reason.TRUNCATED, (share, found)
+
+
+@pytest.mark.parametrize(("magic", "types"), [(b"#!AMR\n", (8, 15)), (b"#!AMR-WB\n", (9, 14, 15))])
+def test_pauses_in_an_amr_file_are_heard_as_silence(tmp_path, magic, types):
+    kind = {b"#!AMR\n": (7, 32), b"#!AMR-WB\n": (0, 18)}[magic]
+    sizes = {8: 6, 9: 6, 14: 1, 15: 1}
+    dice = np.random.default_rng(0)
+    frames = [bytes([kind[0] << 3 | 4]) + dice.bytes(kind[1] - 1) for _ in range(50)]
+    pauses = [bytes([one << 3 | 4]) + dice.bytes(sizes[one] - 1) for one in types]
+    data = magic + b"".join(frames) + b"".join(pauses * (50 // len(pauses))) + b"".join(frames)
+    seconds = 2 + 0.02 * len(pauses) * (50 // len(pauses))
+    assert heard_s(tmp_path, data) == pytest.approx(seconds, abs=0.001)
+
+
+def antiphase(share: float) -> bytes:
+    """Two seconds of which the right channel is the left one's opposite, all but a share."""
+    left = 0.5 * np.sin(2 * np.pi * 440 * np.arange(88_200) / 44_100)
+    stereo = np.stack([left, -left * (1 - share)], axis=1)
+    path = io.BytesIO()
+    soundfile.write(path, stereo, 44_100, format="WAV", subtype="PCM_16")
+    return path.getvalue()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.003, 0.015])
+def test_of_channels_that_cancel_each_other_the_loudest_is_heard(tmp_path, share):
+    look(tmp_path, antiphase(share))
+    assert np.abs(soundfile.read(str(tmp_path / "heard.wav"))[0]).max() == pytest.approx(
+        0.5, abs=0.01
+    )
+
+
+def test_channels_that_do_not_cancel_are_averaged_as_ever(tmp_path):
+    look(tmp_path, antiphase(0.2))
+    assert np.abs(soundfile.read(str(tmp_path / "heard.wav"))[0]).max() == pytest.approx(
+        0.05, abs=0.01
+    )
+
+
+def test_64_bit_integers_are_heard(tmp_path):
+    pcm = (np.sin(np.arange(32_000) / 6) * 2**62).astype("<i8").tobytes()
+    fmt = struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 128_000, 8, 64)
+    data = b"RIFF" + struct.pack("<I", 36 + len(pcm)) + b"WAVEfmt " + fmt
+    data += b"data" + struct.pack("<I", len(pcm)) + pcm
+    assert heard_s(tmp_path, data) == pytest.approx(2, abs=0.001)
+
+
+def test_what_libsndfile_opens_and_then_fails_on_is_heard_through_ffmpeg(tmp_path):
+    data = bytearray(flac(2))
+    # the checksum of a frame amid the file: libsndfile gives up, FFmpeg does not look at it
+    second = data.find(b"\xff\xf8", 20_000)
+    data[second - 1] ^= 1
+    assert heard_s(tmp_path, bytes(data)) == pytest.approx(2, abs=0.001)

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from earwitness.audio.blocks import (
-    EXACT_TOLERANCE_S,
-    LOSSY_TOLERANCE_S,
     at_one_rate,
     broken,
     check_lost,
@@ -33,6 +31,7 @@ _FORMATS = (
 _ANNOUNCING = {"flac", "wv", "tta", "tak", "ape", "dsf"}
 """Containers that store the length of the sound. Others leave it to guesses, or store it for all
 that they hold (a video, subtitles, a late start), or beside a table of what is there (MP4)."""
+_ABSURD = 2**31
 _PACKET_S = 0.02
 """How long a packet lasts that does not say."""
 
@@ -129,6 +128,25 @@ def open_av(path: Path, *, link: Link | None = None, frames: int | None = None) 
     raise BadRecordError(Rejection(Stage.VALIDATE, reason, detail))
 
 
+def packets_s(path: Path, link: Link) -> float:
+    """How long the packets of an Ogg link last together, by themselves; 0.0: nobody can tell."""
+    import av
+
+    try:
+        with (
+            ClipFile(path, link.start, link.end) as file,
+            av.open(
+                file, metadata_errors="replace", options={"format_whitelist": "ogg"}
+            ) as container,
+        ):
+            stream = container.streams.audio[0]
+            # the last packet's may be negative, written without a sign
+            lasts = (one.duration or 0 for one in container.demux(stream))
+            return float(sum(one for one in lasts if one < _ABSURD) * stream.time_base)
+    except (av.FFmpegError, IndexError, ValueError):
+        return 0.0
+
+
 class AvSound:
     """A clip that FFmpeg reads; of a video, its first audio stream that has a decoder.
 
@@ -155,8 +173,6 @@ class AvSound:
         self.codec = str(stream.codec_context.name)
         self.sample_rate_hz = int(stream.rate or 0)
         self.channels = int(stream.channels or 0)
-        exact = self.codec.startswith("pcm_") or self.codec == "flac"
-        self.tolerance_s = EXACT_TOLERANCE_S if exact else LOSSY_TOLERANCE_S
         self.frames = frames or (self._linked(link) if link else self._announced(name))
 
     def otherwise(self) -> None:

@@ -16,13 +16,11 @@ if TYPE_CHECKING:
 
     Samples = NDArray[np.float32]
 
-EXACT_TOLERANCE_S = 0.01
-"""Uncompressed sound may lack so much: too little for a word or an event that is asked about.
+TOLERANCE_S = 0.05
+"""So much may be missing at a clip's end: it changes no answer.
 
-Writers that count a header or padding into the announced length are off by less.
+One incomplete frame or block, or a size that counts a header or padding, is no more than this.
 """
-LOSSY_TOLERANCE_S = 0.25
-"""Encoders add and announce a frame or two of padding (AAC: up to 2,112 samples and more)."""
 MAX_LOST_S = 1.0
 """So much may be undecodable amid a clip: it is heard as silence, at its place, of its length."""
 _BLOCK_FRAMES = 2**16

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from earwitness.audio.blocks import TOLERANCE_S
 from earwitness.audio.probe import check_duration, max_duration_s, open_clip
 from earwitness.audio.wav import hand_on, ready_samples, write_wav
 from earwitness.errors import BadRecordError
@@ -213,7 +214,7 @@ def _check_whole(sound: Sound, frames: int) -> None:
     if sound.frames is None:
         return
     missing_s = (sound.frames - frames) / sound.sample_rate_hz
-    if missing_s > sound.tolerance_s:
+    if missing_s > TOLERANCE_S:
         detail = (
             f"the header announces {sound.frames / sound.sample_rate_hz:.2f} s, "
             f"only {frames / sound.sample_rate_hz:.2f} s are there"

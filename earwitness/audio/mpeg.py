@@ -36,6 +36,7 @@ _KBPS = {
 _DECODER_DELAY = 529
 """Samples by which a decoder is late: what LAME's delay and padding are counted without."""
 _GAPLESS_WRITERS = (b"LAME", b"Lavf", b"Lavc")
+_ID3_HEADER_BYTES = 10
 _ID3V1_BYTES = 128
 _APE_BYTES = 32
 """Of an APE tag's header, and of its footer."""
@@ -98,12 +99,6 @@ class Gap(NamedTuple):
     samples: int
 
 
-class Cut(NamedTuple):
-    """The last frame has fewer bytes than its header announces."""
-
-    missing: int
-
-
 @dataclass(slots=True)
 class Segment:
     """A stretch of one stream: an encoder's output from its tag, if it has one, to its end.
@@ -142,21 +137,7 @@ class Segment:
         return max(0, self.tag.frames * self.form.samples - self.samples)
 
 
-@dataclass(slots=True)
-class Scan:
-    """What a whole file holds.
-
-    Attributes:
-        segments: In order; none: the file is no MPEG audio, or one whose frames have no length
-            in their header ("free format").
-        missing_bytes: What the last frame announces beyond the end of the file.
-    """
-
-    segments: list[Segment]
-    missing_bytes: int = 0
-
-
-Event = Segment | Frame | Gap | Cut
+Event = Segment | Frame | Gap
 
 
 def begins(data: Data) -> bool:
@@ -177,27 +158,29 @@ def begins(data: Data) -> bool:
     return not padding.strip(b"\0") and len(padding) == _PADDING_BYTES
 
 
-def scan(data: Data) -> Scan:
-    """Look at every frame of a file."""
-    found = Scan([])
+def scan(data: Data) -> list[Segment]:
+    """Look at every frame of a file.
+
+    Returns:
+        Its segments, in order; none: the file is no MPEG audio, or one whose frames have no length
+        in their header ("free format").
+    """
+    found: list[Segment] = []
     for event in events(data):
         match event:
             case Segment():
                 event.size = event.form.length
-                found.segments.append(event)
+                found.append(event)
             case Frame(form=form):
-                segment = found.segments[-1]
+                segment = found[-1]
                 segment.frames += 1
                 segment.size += form.length
                 segment.samples += form.samples
                 segment.channels = max(segment.channels, form.channels)
             case Gap(samples=samples):
-                found.segments[-1].samples += samples
-                found.segments[-1].lost += samples
-            case Cut(missing=missing):
-                found.missing_bytes = missing
-    found.segments = [segment for segment in found.segments if segment.frames]
-    return found
+                found[-1].samples += samples
+                found[-1].lost += samples
+    return [segment for segment in found if segment.frames]
 
 
 def events(data: Data) -> Iterator[Event]:
@@ -217,11 +200,9 @@ def events(data: Data) -> Iterator[Event]:
             gap += length
             continue
         if offset + form.length > end:
+            # the rest is silence: whole files of other programs end like this, too
             if frames:
                 yield Frame(offset, form)
-            if end == len(data):
-                yield Cut(offset + form.length - end)
-            # else there is a tag behind it: a player or a ripper finished the file like this
             return
         tag = _tag(data, offset, form)
         if tag is not None or form.stream != stream:
@@ -250,7 +231,8 @@ def _pieces(data: Data, end: int) -> Iterator[tuple[int, int, Form | None]]:
             continue
         skipped = _tag_length(data, at)
         if skipped:
-            at += skipped
+            # a size that leads to nothing is wrong: the tag's first bytes are passed over
+            at += skipped if _leads_on(data, at + skipped) else _ID3_HEADER_BYTES
             continue
         after = _next_frame(data, at + 1)
         yield at, after - at, None
@@ -291,6 +273,16 @@ def _goes_on(data: Data, at: int, form: Form) -> bool:
     if following is not None:
         return following.stream == form.stream
     return bool(_tag_length(data, after))
+
+
+def _leads_on(data: Data, at: int) -> bool:
+    """Whether a frame or a tag begins here, padding, or the file ends."""
+    if at >= len(data):
+        return at == len(data)
+    form = _form(data, at)
+    if form is not None:
+        return _goes_on(data, at, form)
+    return not data[at] or bool(_tag_length(data, at))
 
 
 def _form(data: Data, at: int) -> Form | None:
@@ -347,8 +339,9 @@ def _tag(data: Data, offset: int, form: Form) -> Tag | None:
 def _tag_length(data: Data, at: int) -> int:
     """Size of a tag with names and pictures (ID3v2, ID3v1, APE, Lyrics3); 0: there is none."""
     head = data[at : at + 32]
-    if head[:3] == b"ID3" and len(head) >= 10:  # noqa: PLR2004 - an ID3v2 header
-        return 10 + syncsafe(head[6:10]) + (10 if head[5] & 0x10 else 0)
+    if head[:3] == b"ID3" and len(head) >= _ID3_HEADER_BYTES:
+        footer = _ID3_HEADER_BYTES if head[5] & 0x10 else 0
+        return _ID3_HEADER_BYTES + syncsafe(head[6:10]) + footer
     if head[:3] == b"TAG":
         return _ID3V1_BYTES
     if head[:8] == b"APETAGEX":

@@ -14,7 +14,6 @@ import numpy as np
 
 from earwitness.audio import amr, mpeg
 from earwitness.audio.blocks import (
-    LOSSY_TOLERANCE_S,
     at_one_rate,
     broken,
     check_lost,
@@ -63,16 +62,15 @@ class MpegSound:
     """An MPEG audio stream, or several joined: each with its own encoder's delay and padding."""
 
     container = "mp3"
-    tolerance_s = LOSSY_TOLERANCE_S
 
-    def __init__(self, path: Path, scan: mpeg.Scan) -> None:
+    def __init__(self, path: Path, segments: list[mpeg.Segment]) -> None:
         self._path = path
-        self._segments = scan.segments
-        self.codec = _MPEG_CODECS[scan.segments[0].form.layer]
-        self.sample_rate_hz = max(one.form.rate_hz for one in scan.segments)
-        self.channels = max(one.channels for one in scan.segments)
+        self._segments = segments
+        self.codec = _MPEG_CODECS[segments[0].form.layer]
+        self.sample_rate_hz = max(one.form.rate_hz for one in segments)
+        self.channels = max(one.channels for one in segments)
         self.frames: int | None = sum(
-            -(-one.heard * self.sample_rate_hz // one.form.rate_hz) for one in scan.segments
+            -(-one.heard * self.sample_rate_hz // one.form.rate_hz) for one in segments
         )
 
     def otherwise(self) -> None:
@@ -133,7 +131,6 @@ class AmrSound:
 
     container = "amr"
     channels = 1
-    tolerance_s = LOSSY_TOLERANCE_S
 
     def __init__(self, path: Path, kind: amr.Kind, frames: int) -> None:
         self._path = path

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from earwitness.audio import ends
-from earwitness.audio.blocks import EXACT_TOLERANCE_S
+from earwitness.audio.blocks import TOLERANCE_S
 from earwitness.audio.sound import opened
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason, Rejection, Stage
@@ -26,7 +26,7 @@ MAX_RATE_HZ = 384_000
 DEFAULT_MAX_DURATION_S = 30.0
 """What Qwen2-Audio hears; used where neither settings nor the model name a limit."""
 
-_UNCOMPRESSED = ("pcm_", "float", "double", "ulaw", "alaw")
+_RAW = {"amr", "aac", "loas", "ac3", "eac3", "dts", "mpegts", "mpeg"}
 _UNOPENED = {Reason.DECODE_FAILED, Reason.NOT_AUDIO, Reason.UNSUPPORTED_AUDIO}
 """What a decoder may say of a file whose end is missing."""
 _DECODER_FAILURES = (ArithmeticError, LookupError, RuntimeError, ValueError)
@@ -122,11 +122,14 @@ def open_clip(
 
 
 def _little(missing: int, path: Path, sound: Sound) -> bool:
-    """Whether what is missing lasts so short that nobody would hear that it is."""
-    if not sound.codec.startswith(_UNCOMPRESSED) or not sound.frames:
+    """Whether what is missing lasts no longer than may be missing.
+
+    Of raw streams that cannot be told: behind an incomplete frame there may have been many more.
+    """
+    if sound.container in _RAW or not sound.frames:
         return False
     bytes_a_frame = path.stat().st_size / sound.frames
-    return missing / bytes_a_frame <= EXACT_TOLERANCE_S * sound.sample_rate_hz
+    return missing / bytes_a_frame <= TOLERANCE_S * sound.sample_rate_hz
 
 
 def _truncated(missing: int) -> BadRecordError:

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import soundfile
 
 from earwitness.audio import amr, flac, headers, mpeg, ogg
-from earwitness.audio.av_sound import ClipFile, open_av
+from earwitness.audio.av_sound import ClipFile, open_av, packets_s
 from earwitness.audio.blocks import (
-    EXACT_TOLERANCE_S,
-    LOSSY_TOLERANCE_S,
+    TOLERANCE_S,
     at_one_rate,
     broken,
     check_lost,
@@ -39,8 +38,8 @@ if TYPE_CHECKING:
 BLOCK_VALUES = 2**22
 """Samples times channels read at once (16 MB): most clips are one block."""
 
-_LOSSY = ("MPEG", "VORBIS", "OPUS")
 _HEAD_BYTES = 4096
+_OPUS_RATE_HZ = 48_000
 _ABSURD_FRAMES = 2**48
 """libsndfile's way of saying that a header announces no length."""
 _SIZED = frozenset({"wav", "wavex", "aiff", "au", "rf64", "w64", "caf", "svx", "voc"})
@@ -56,7 +55,6 @@ class Sound(Protocol):
         sample_rate_hz: The rate that `blocks` come at: the highest, where it changes on the way.
         channels: The most that a block may have.
         frames: The clip's length; None where only decoding can tell.
-        tolerance_s: By how much decoding may fall short of it.
     """
 
     container: str
@@ -64,7 +62,6 @@ class Sound(Protocol):
     sample_rate_hz: int
     channels: int
     frames: int | None
-    tolerance_s: float
 
     def blocks(self) -> Iterator[Samples]:
         """The samples in order, each block of shape (frames, channels).
@@ -146,14 +143,14 @@ def _open_by_decoder(path: Path, data: mmap.mmap) -> Sound | None:
 
 
 def _open_mpeg(path: Path, data: mmap.mmap) -> Sound | None:
-    scan = mpeg.scan(data)
-    if not scan.segments:
+    segments = mpeg.scan(data)
+    if not segments:
         return None
-    _check_whole_mpeg(scan)
-    sound = MpegSound(path, scan)
-    if len(scan.segments) > 1 or scan.segments[0].lost:
+    _check_whole_mpeg(segments)
+    sound = MpegSound(path, segments)
+    if len(segments) > 1 or segments[0].lost:
         return sound
-    faster = _open_soundfile(path, otherwise=lambda: MpegSound(path, scan))
+    faster = _open_soundfile(path, otherwise=lambda: MpegSound(path, segments))
     if faster is None:
         return sound
     # twice as fast as frame by frame; its length is a guess, but this time a right one
@@ -163,19 +160,14 @@ def _open_mpeg(path: Path, data: mmap.mmap) -> Sound | None:
     return sound
 
 
-def _check_whole_mpeg(scan: mpeg.Scan) -> None:
-    lost_s = sum(one.lost / one.form.rate_hz for one in scan.segments)
-    check_lost(lost_s)
-    for one in scan.segments:
+def _check_whole_mpeg(segments: list[mpeg.Segment]) -> None:
+    check_lost(sum(one.lost / one.form.rate_hz for one in segments))
+    for one in segments:
         there_s, missing_s = one.samples / one.form.rate_hz, one.missing / one.form.rate_hz
-        # some writers count the tag's own frame
-        if one.missing > one.form.samples:
+        if missing_s > TOLERANCE_S:
             detail = f"the header announces {there_s + missing_s:.2f} s, "
             detail += f"only {there_s:.2f} s are there"
             raise BadRecordError(Rejection(Stage.VALIDATE, Reason.TRUNCATED, detail))
-    if scan.missing_bytes and not scan.segments[-1].tag.frames:
-        detail = f"the clip ends {scan.missing_bytes:,} bytes before the end of its last frame"
-        raise BadRecordError(Rejection(Stage.VALIDATE, Reason.TRUNCATED, detail))
 
 
 def _unreadable(path: Path) -> BadRecordError:
@@ -217,8 +209,6 @@ class _SoundFile:
         self.codec = str(file.subtype).lower()
         self.sample_rate_hz = int(file.samplerate)
         self.channels = int(file.channels)
-        lossy = str(file.subtype).startswith(_LOSSY)
-        self.tolerance_s = LOSSY_TOLERANCE_S if lossy else EXACT_TOLERANCE_S
         self.frames: int | None = max(0, int(file.frames))
         self._otherwise = otherwise or partial(open_av, path, frames=self.frames)
 
@@ -245,10 +235,16 @@ class _SoundFile:
 def _open_link(path: Path, link: ogg.Link) -> Sound | None:
     """Open one link of an Ogg file."""
     by_ffmpeg = partial(open_av, path, link=link)
+    sound = None
     if link.likely:
         sound = _open_soundfile(path, part=(link.start, link.end), otherwise=by_ffmpeg)
-        if sound is not None:
-            return sound
+    if sound is None:
+        return by_ffmpeg()
+    # it stops at the last page's position, which is a claim: the packets may last longer
+    lasts_s = packets_s(path, link) - link.skip / _OPUS_RATE_HZ
+    if lasts_s <= (sound.frames or 0) / sound.sample_rate_hz + TOLERANCE_S:
+        return sound
+    sound.close()
     return by_ffmpeg()
 
 
@@ -277,7 +273,7 @@ class _Part:
             raise BadRecordError(Rejection(Stage.VALIDATE, Reason.DECODE_FAILED, detail))
         with closing(sound):
             self.rate_hz, self.channels = sound.sample_rate_hz, sound.channels
-            self.frames, self.tolerance_s = sound.frames, sound.tolerance_s
+            self.frames = sound.frames
             self.container, self.codec = sound.container, sound.codec
 
 
@@ -289,7 +285,6 @@ class _Chain:
         self.container, self.codec = parts[0].container, parts[0].codec
         self.sample_rate_hz = max(part.rate_hz for part in parts)
         self.channels = max(part.channels for part in parts)
-        self.tolerance_s = max(part.tolerance_s for part in parts)
         self.frames: int | None = 0
         for part in parts:
             if part.frames is None or self.frames is None:

@@ -129,9 +129,10 @@ def open_av(path: Path, *, link: Link | None = None, frames: int | None = None) 
 
 
 def packets_s(path: Path, link: Link) -> float:
-    """How long the packets of an Ogg link last together, by themselves; 0.0: nobody can tell."""
+    """How long the packets of an Ogg link last together, as far as they can be read."""
     import av
 
+    ticks, tick_s = 0, 0.0
     try:
         with (
             ClipFile(path, link.start, link.end) as file,
@@ -140,11 +141,13 @@ def packets_s(path: Path, link: Link) -> float:
             ) as container,
         ):
             stream = container.streams.audio[0]
-            # the last packet's may be negative, written without a sign
-            lasts = (one.duration or 0 for one in container.demux(stream))
-            return float(sum(one for one in lasts if one < _ABSURD) * stream.time_base)
+            tick_s = float(stream.time_base)
+            for packet in container.demux(stream):
+                # the last packet's may be negative, written without a sign
+                ticks += packet.duration if 0 < (packet.duration or 0) < _ABSURD else 0
     except (av.FFmpegError, IndexError, ValueError):
-        return 0.0
+        pass  # what was read until here lasts so long
+    return ticks * tick_s
 
 
 class AvSound:

@@ -39,6 +39,8 @@ _UNKNOWN_LENGTH = 0x7FFFF000
 _UNKNOWN_LENGTH_64 = 2**62
 _MAX_CHUNKS = 10_000
 """A file in more pieces than this, most of them empty, is not searched to its end."""
+_BLOCK_CODECS = {2, 0x11, 0x31, 0x45, 0x55}
+"""WAV codecs of which a decoder drops a block that is not whole: ADPCM, GSM, G.726, MP3."""
 _BOXES = frozenset(
     b"ftyp moov mdat free skip wide udta uuid moof mfra sidx ssix styp meta pdin pnot emsg".split()
 )
@@ -82,7 +84,8 @@ def _missing(data: Data) -> int:
     for offset, magic, reader in _ENDS:
         if head[offset : offset + len(magic)] == magic:
             missing = reader(data) - len(data)
-            return missing if missing > (0 if reader in _IN_BLOCKS else SLACK_BYTES) else 0
+            in_blocks = reader in _IN_BLOCKS or _in_blocks(data)
+            return missing if missing > (0 if in_blocks else SLACK_BYTES) else 0
     return max(0, frames.end(data) - len(data))
 
 
@@ -101,6 +104,12 @@ def _wave_end(data: Data, order: Order = "little") -> int:
     if length == 0 or whole or length >= max(_PLACEHOLDER, 4 * there):
         return 0
     return begin + length
+
+
+def _in_blocks(data: Data) -> bool:
+    """Whether of an incomplete block nothing is heard: then not even a few bytes may be missing."""
+    codec = _chunk(data, b"fmt ", "little") if data[8:12] == b"WAVE" else None
+    return codec is not None and _number(data, codec[0], 2, "little") in _BLOCK_CODECS
 
 
 def _riff_end(data: Data) -> int:

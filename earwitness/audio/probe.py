@@ -27,6 +27,7 @@ DEFAULT_MAX_DURATION_S = 30.0
 """What Qwen2-Audio hears; used where neither settings nor the model name a limit."""
 
 _RAW = {"amr", "aac", "loas", "ac3", "eac3", "dts", "mpegts", "mpeg"}
+_BLOCKS = ("adpcm", "gsm610")
 _UNOPENED = {Reason.DECODE_FAILED, Reason.NOT_AUDIO, Reason.UNSUPPORTED_AUDIO}
 """What a decoder may say of a file whose end is missing."""
 _DECODER_FAILURES = (ArithmeticError, LookupError, RuntimeError, ValueError)
@@ -124,9 +125,10 @@ def open_clip(
 def _little(missing: int, path: Path, sound: Sound) -> bool:
     """Whether what is missing lasts no longer than may be missing.
 
-    Of raw streams that cannot be told: behind an incomplete frame there may have been many more.
+    Of raw streams that cannot be told: behind an incomplete frame there may have been many more. Of
+    an incomplete block of ADPCM or GSM nothing is heard.
     """
-    if sound.container in _RAW or not sound.frames:
+    if sound.container in _RAW or sound.codec.endswith(_BLOCKS) or not sound.frames:
         return False
     bytes_a_frame = path.stat().st_size / sound.frames
     return missing / bytes_a_frame <= TOLERANCE_S * sound.sample_rate_hz

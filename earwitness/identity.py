@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from earwitness.records import Message
     from earwitness.settings import AudioSettings, EngineSettings, SamplingSettings
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 """Raised whenever the same inputs would be asked or heard differently by newer code."""
 
 _sorted_json = msgspec.json.Encoder(order="sorted").encode

@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -84,10 +83,11 @@ def decode(path: Path, destination: Path, policy: AudioSettings) -> DecodedClip:
     ready = ready_samples(path, policy.sample_rate_hz)
     if ready is not None and len(ready) <= max_duration_s(policy) * policy.sample_rate_hz:
         return _pass_through(path, ready, destination, policy)
-    loudest = _Loudest()
-    samples, rate_hz, duration_s = _heard_of(path, policy, partial(_mixed, loudest))
-    if _peak(samples) < loudest.peak * _CANCELLED:
-        samples, rate_hz, duration_s = _heard_of(path, policy, loudest.alone)
+    mixer = _Mixer()
+    samples, rate_hz, duration_s = _heard_of(path, policy, mixer.mixed)
+    if _peak(samples) < mixer.peak * _CANCELLED:
+        _heard_of(path, policy, mixer.compared)
+        samples, rate_hz, duration_s = _heard_of(path, policy, mixer.loudest)
     check_duration(duration_s, policy, Stage.DECODE)
     if policy.silence is Silence.REJECT:
         _check_loud(_peak(samples), policy.silence_dbfs)
@@ -173,40 +173,45 @@ def _heard(sound: Sound, policy: AudioSettings, mono: Mono) -> tuple[Samples, in
     return samples, sound.sample_rate_hz, round(frames / sound.sample_rate_hz, 6)
 
 
-class _Loudest:
-    """Which channel has the largest peak."""
+class _Mixer:
+    """Makes one channel of several.
+
+    Attributes:
+        peak: The largest absolute value in any channel that was mixed.
+    """
 
     def __init__(self) -> None:
         self.peak = 0.0
-        self._channel = 0
+        self._peaks = np.zeros(1, np.float32)
 
-    def look(self, block: Samples) -> None:
-        """Note the peaks of one more block."""
-        if not len(block):
-            return
-        peaks = np.maximum(block.max(axis=0), -block.min(axis=0))
-        if peaks.max() > self.peak:
-            self.peak, self._channel = float(peaks.max()), int(peaks.argmax())
+    def mixed(self, block: Samples) -> Samples:
+        """The channels' average."""
+        if not np.isfinite(block).all():
+            detail = "the clip holds samples that are not numbers (NaN, Inf)"
+            raise _rejected(Reason.NOT_FINITE, detail)
+        if block.shape[1] == 1:
+            return block[:, 0]
+        self.peak = max(self.peak, _peak(block))
+        if block.shape[1] == _STEREO:
+            # the same sum, two channels at a time instead of two samples: seven times as fast
+            mean: NDArray[np.float64] = np.add(block[:, 0], block[:, 1], dtype=np.float64)
+            mean *= 0.5
+        else:
+            mean = block.mean(axis=1, dtype=np.float64)
+        return mean.astype(np.float32)
 
-    def alone(self, block: Samples) -> Samples:
-        """That channel; the last one where a clip has fewer channels on the way."""
-        return block[:, min(self._channel, block.shape[1] - 1)]
+    def compared(self, block: Samples) -> Samples:
+        """Nothing; notes each channel's peak. Too slow for clips whose channels do not cancel."""
+        peaks = np.zeros(max(len(self._peaks), block.shape[1]), np.float32)
+        peaks[: len(self._peaks)] = self._peaks
+        here = np.abs(block).max(axis=0, initial=0)
+        peaks[: len(here)] = np.maximum(peaks[: len(here)], here)
+        self._peaks = peaks
+        return block[:0, 0]
 
-
-def _mixed(loudest: _Loudest, block: Samples) -> Samples:
-    """The channels' average."""
-    if not np.isfinite(block).all():
-        raise _rejected(Reason.NOT_FINITE, "the clip holds samples that are not numbers (NaN, Inf)")
-    if block.shape[1] == 1:
-        return block[:, 0]
-    loudest.look(block)
-    if block.shape[1] == _STEREO:
-        # the same sum, two channels at a time instead of two samples: seven times as fast
-        mean: NDArray[np.float64] = np.add(block[:, 0], block[:, 1], dtype=np.float64)
-        mean *= 0.5
-    else:
-        mean = block.mean(axis=1, dtype=np.float64)
-    return mean.astype(np.float32)
+    def loudest(self, block: Samples) -> Samples:
+        """The channel with the largest peak; the last one where there are fewer on the way."""
+        return block[:, min(int(self._peaks.argmax()), block.shape[1] - 1)]
 
 
 def _check_whole(sound: Sound, frames: int) -> None:

@@ -118,6 +118,11 @@ class Segment:
     channels: int = 1
 
     @property
+    def untagged(self) -> bool:
+        """Whether no tag announces anything."""
+        return self.tag == Tag(0)
+
+    @property
     def skip(self) -> int:
         """Samples that the encoder put before the sound."""
         return min(self.tag.skip, self.samples)

@@ -153,8 +153,11 @@ def _open_mpeg(path: Path, data: mmap.mmap) -> Sound | None:
     faster = _open_soundfile(path, otherwise=lambda: MpegSound(path, segments))
     if faster is None:
         return sound
-    # twice as fast as frame by frame; its length is a guess, but this time a right one
-    if (faster.frames, faster.sample_rate_hz) == (sound.frames, sound.sample_rate_hz):
+    # twice as fast as frame by frame; its length is a guess, but at most too large this time
+    guessed = faster.frames or 0
+    right = guessed == sound.frames or (segments[0].untagged and guessed > (sound.frames or 0))
+    if right and faster.sample_rate_hz == sound.sample_rate_hz:
+        faster.frames = sound.frames
         return faster
     faster.close()
     return sound

@@ -23,7 +23,7 @@ from earwitness.engine.client import Engine
 from earwitness.engine.shared import shared_engine
 from earwitness.errors import FatalError
 from earwitness.heap import bound_heap, settle_heap
-from earwitness.progress import Closed, tell
+from earwitness.progress import Advanced, Closed, tell
 from earwitness.scratch import engine_log, make_scratch, remove_scratch
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+Asked = asyncio.Future[tuple["Outcome", bool]]
+"""A question under way: its outcome, and whether the cache held that before this build."""
+
 _LOOK_S = 0.5
 
 
@@ -45,16 +48,49 @@ class ShardMemory:
 
     Attributes:
         fetches: Clips being fetched, or lying in the scratch of a batch still in flight, by URI.
-        questions: Questions being asked, by cache key.
+        questions: Questions asked, by cache key, until the segment of a batch holds the outcome.
         answered: Where the outcomes of finished batches are: cache key → path of a segment.
         transient_failures: Clips that did not come for reasons that will pass.
     """
 
     def __init__(self) -> None:
         self.fetches: dict[str, asyncio.Future[FetchedClip]] = {}
-        self.questions: dict[str, asyncio.Future[Outcome]] = {}
+        self.questions: dict[str, Asked] = {}
         self.answered: dict[bytes, str] = {}
         self.transient_failures = 0
+        self._told: set[int] = set()
+
+    def question(self, cache_key: str, asked: Asked) -> None:
+        """Note that a question is asked; one that fails is forgotten, and asked again.
+
+        Args:
+            cache_key: The question.
+            asked: Ends with its outcome.
+        """
+
+        def ended(_: Asked) -> None:
+            failed = asked.cancelled() or asked.exception() is not None
+            if failed and self.questions.get(cache_key) is asked:
+                del self.questions[cache_key]
+
+        self.questions[cache_key] = asked
+        asked.add_done_callback(ended)
+
+    def advance(self, row: int, outcome: Outcome, *, generated: bool) -> None:
+        """Tell the progress of a row; a batch that is tried again tells nothing twice.
+
+        Args:
+            row: The row.
+            outcome: What became of it.
+            generated: The engine was asked for this very row.
+        """
+        if row in self._told:
+            return
+        self._told.add(row)
+        if outcome.answer is None:
+            tell(Advanced(rejected=1))
+        else:
+            tell(Advanced(generated=int(generated), reused=int(not generated)))
 
 
 class Runtime:

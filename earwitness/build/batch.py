@@ -76,7 +76,10 @@ class ClipState:
 
 @dataclass(slots=True)
 class RowState:
-    """One record of a batch; `outcome` is set as soon as it is decided."""
+    """One record of a batch; `outcome` is set as soon as it is decided.
+
+    `reused`: the outcome is one that the cache held before this build.
+    """
 
     row: int
     clips: list[str]
@@ -166,7 +169,15 @@ def keys_digest(batch: Batch) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A row's outcome as a segment holds it."""
+    """A row's outcome as a segment holds it.
+
+    Attributes:
+        row: The row.
+        outcome: What became of it.
+        reused: The cache held the outcome before this build. False for every row of the shard
+            that asks what this build asked: which of them counts as generated is decided when the
+            shard is written, by the order of rows (see `persist`).
+    """
 
     row: int
     outcome: Outcome

@@ -282,7 +282,12 @@ class Build:
 
     def segment_name(self, shard: int) -> str:
         """The name of a shard's cache segments; sorts by planning time."""
-        return f"{self.plan.planned_at.replace(':', '')}-{self.id}{shard_mark(shard)}"
+        return f"{self.segment_prefix}{shard_mark(shard).removeprefix('.')}"
+
+    @property
+    def segment_prefix(self) -> str:
+        """What the names of this build's cache segments, and no other's, begin with."""
+        return f"{self.plan.planned_at.replace(':', '')}-{self.id}."
 
 
 def shard_mark(shard: int) -> str:

@@ -9,7 +9,8 @@ from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from earwitness.build.account import Account, booked, generated
+from earwitness.build.account import Account, booked
+from earwitness.build.account import generated as cost_of
 from earwitness.build.batch import Decided, Segment
 from earwitness.build.layout import Counts, Receipt, receipt_path, work_path
 from earwitness.build.resolve import read_shard, segment_paths
@@ -77,9 +78,8 @@ def persist_shard(
         data = data_files(build, shard, folder)
         rejections = RejectionsFile(build, shard, folder)
         for chunk in join.chunks():
-            ledger.count(chunk)
+            ledger.count(chunk, fresh.add(chunk))
             _write(chunk, data, rejections)
-            fresh.add(chunk)
         ledger.check_passing()
         if not ledger.counts.balanced:
             raise LedgerError(f"shard {shard} does not balance: {ledger.counts}")
@@ -168,17 +168,18 @@ class _Ledger:
         self._passing: Counter[str] = Counter()
         self._clips = 0
 
-    def count(self, chunk: Joined) -> None:
+    def count(self, chunk: Joined, fresh: list[Outcome]) -> None:
         answers = [one for row, one in chunk if one and _answered(row, one)]
         rejections = [rejection for row, one in chunk if (rejection := _rejection(row, one))]
         said = [one.outcome.answer for one in answers if one.outcome.answer]
+        generated = [outcome for outcome in fresh if outcome.answer is not None]
         self._clips += sum(len(row.clips) for row, _ in chunk)
         self._passing.update(str(found.reason) for found in rejections if found.transient)
         self.counts += Counts(
             rows=len(chunk),
             answered=len(answers),
-            generated=sum(not one.reused for one in answers),
-            reused=sum(one.reused for one in answers),
+            generated=len(generated),
+            reused=len(answers) - len(generated),
             rejected=len(rejections),
             transient=sum(rejection.transient for rejection in rejections),
             reasons=dict(Counter(str(rejection.reason) for rejection in rejections)),
@@ -187,7 +188,7 @@ class _Ledger:
             prompt_tokens=sum(answer.prompt_tokens for answer in said),
             completion_tokens=sum(answer.completion_tokens for answer in said),
         )
-        self.asked += generated(one.outcome for one in answers if not one.reused)
+        self.asked += cost_of(generated)
 
     def check_passing(self) -> None:
         """Fail the shard when too much of it failed for reasons that will pass."""
@@ -201,13 +202,25 @@ class _Ledger:
 
 
 class _FreshOutcomes:
-    """Outcomes this build found out itself and that stand; each key once."""
+    """Outcomes that stand and that the cache did not hold before this build; each key once.
+
+    Of the rows that ask the same, the first one is the one that counts as generated, whichever
+    of them was asked, and in how many attempts.
+    """
 
     def __init__(self, segment: SegmentWriter) -> None:
         self._segment = segment
         self._seen: set[bytes] = set()
 
-    def add(self, chunk: Joined) -> None:
+    def add(self, chunk: Joined) -> list[Outcome]:
+        """Keep what is new in a chunk.
+
+        Args:
+            chunk: Rows in order, none of which came before.
+
+        Returns:
+            What was kept.
+        """
         fresh = []
         for _, one in chunk:
             if one is None or one.reused or not one.outcome.cache_key or _passing(one.outcome):
@@ -217,6 +230,7 @@ class _FreshOutcomes:
                 self._seen.add(key)
                 fresh.append(one.outcome)
         self._segment.add(outcome_table(fresh))
+        return fresh
 
 
 def _write(chunk: Joined, data: list[ShardFile], rejections: RejectionsFile) -> None:

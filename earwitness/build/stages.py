@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from earwitness.audio.fetch import unavailable
@@ -19,11 +20,10 @@ from earwitness.errors import (
     StorageUnavailableError,
 )
 from earwitness.identity import cache_key, request_seed
-from earwitness.progress import Advanced, tell
 from earwitness.records import Answer, HeardClip, Outcome, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from earwitness.audio.fetch import FetchedClip
@@ -136,7 +136,7 @@ def forget_batch(memory: ShardMemory, batch: Batch, segment: str) -> None:
         memory.fetches.pop(uri, None)
     for row in batch.rows:
         if row.cache_key in memory.questions:
-            # in this order: who no longer finds the question finds where its answer is
+            # in this order: a batch that no longer finds the question finds where its answer is
             memory.answered[bytes.fromhex(row.cache_key)] = segment
             memory.questions.pop(row.cache_key, None)
 
@@ -155,11 +155,18 @@ def recall_duplicates(build: Build, memory: ShardMemory, rows: Sequence[RowState
         if segment is not None:
             wanted.setdefault(segment, {}).setdefault(row.cache_key, []).append(row)
     for path, by_key in wanted.items():
-        segment_read = Segment(build, path)
-        for group in range(len(segment_read.rows)):
-            for one in segment_read.read_group(group):
-                for row in by_key.get(one.outcome.cache_key, []):
-                    row.outcome, row.reused = one.outcome, one.outcome.answer is not None
+        for one in _stored(build, path, by_key):
+            for row in by_key[one.outcome.cache_key]:
+                row.outcome, row.reused = one.outcome, one.reused
+
+
+def _stored(build: Build, path: str, keys: Collection[str]) -> Iterator[Decided]:
+    """The rows of a segment that have one of these cache keys."""
+    segment = Segment(build, path)
+    for group in range(len(segment.rows)):
+        for one in segment.read_group(group):
+            if one.outcome.cache_key in keys:
+                yield one
 
 
 def too_many_failed(failed: int, clips_in_shard: int) -> bool:
@@ -203,7 +210,9 @@ def recall_rows(build: Build, rows: Sequence[RowState], near: str) -> None:
     settings = build.plan.settings
     again = set(build.gates.retry_reasons)
     keys = [bytes.fromhex(row.cache_key) for row in rows if row.cache_key]
-    found = build.outcomes.find(keys, near, final=lambda known: known["reason"] is None)
+    found = build.outcomes.find(
+        keys, near, final=lambda known: known["reason"] is None, besides=build.segment_prefix
+    )
     for row in rows:
         known = found.get(bytes.fromhex(row.cache_key)) if row.cache_key else None
         if known is None or known["reason"] in again:
@@ -233,32 +242,39 @@ async def generate_batch(
     """
 
     async def decide(row: RowState) -> Decided:
-        earlier = memory.questions.get(row.cache_key)
-        if earlier is None and row.outcome is None:
-            # the batch that asked it may have ended since this one was fetched; there are few such
-            # rows, and nobody may come in between: so it is read here and now
-            recall_duplicates(build, memory, [row])
+        asked_here = False
         if row.outcome is not None:
-            answered = row.outcome.answer is not None
-            tell(Advanced(reused=int(answered), rejected=int(not answered)))
-            return Decided(row.row, row.outcome, row.reused)
-        heard = tuple(clip.heard for uri in row.clips if (clip := batch.clips[uri]).heard)
-        if earlier is not None:
-            outcome = await asyncio.shield(earlier)
-            answered = outcome.answer is not None
-            tell(Advanced(reused=int(answered), rejected=int(not answered)))
-            return Decided(row.row, outcome, reused=outcome.answer is not None)
-        mine = asyncio.ensure_future(_ask(runtime, row, heard, audio))
-        memory.questions[row.cache_key] = mine
-        try:
-            return Decided(row.row, await mine, reused=False)
-        except BaseException:
-            memory.questions.pop(row.cache_key, None)
-            raise
+            outcome, reused = row.outcome, row.reused
+        else:
+            question = memory.questions.get(row.cache_key)
+            asked_here = question is None
+            if question is None:
+                heard = tuple(clip.heard for uri in row.clips if (clip := batch.clips[uri]).heard)
+                ask = partial(_ask, runtime, row, heard, audio)
+                finding = _find_out(build, memory, row.cache_key, ask)
+                question = asyncio.ensure_future(finding)
+                memory.question(row.cache_key, question)
+            # it is the shard's question: other batches wait for it, whatever becomes of this one
+            outcome, reused = await asyncio.shield(question)
+        memory.advance(row.row, outcome, generated=asked_here)
+        return Decided(row.row, outcome, reused)
 
     asked = batch.side_by_side()
     decided = dict(zip(map(id, asked), await asyncio.gather(*map(decide, asked)), strict=True))
     return [decided[id(row)] for row in batch.rows]
+
+
+async def _find_out(
+    build: Build, memory: ShardMemory, cache_key: str, ask: Callable[[], Awaitable[Outcome]]
+) -> tuple[Outcome, bool]:
+    """Read the outcome from the segment of the batch that asked the same and ended, or ask."""
+    segment = memory.answered.get(bytes.fromhex(cache_key))
+    if segment is not None:
+        # reading may take a minute where storage fails: never in the loop
+        found = await asyncio.to_thread(lambda: list(_stored(build, segment, {cache_key})))
+        if found:
+            return found[-1].outcome, found[-1].reused
+    return await ask(), False
 
 
 async def _ask(
@@ -275,7 +291,5 @@ async def _ask(
     said = await runtime.engine.ask(request)
     limits = (settings.max_tokens, settings.engine.max_model_len)
     if isinstance(said, Answer):
-        tell(Advanced(generated=1))
         return Outcome(row.cache_key, said, None, heard, *limits)
-    tell(Advanced(rejected=1))
     return Outcome(row.cache_key, None, said, heard, *limits)

@@ -87,11 +87,12 @@ def _so_far(build: Build, shard: int) -> Counts:
         reasons[PLANNED_OUT] = planned_out
     answers = [one for one in decided if one.outcome.answer is not None]
     said = [one.outcome.answer for one in answers if one.outcome.answer is not None]
+    generated = len({one.outcome.cache_key for one in answers if not one.reused})
     return Counts(
         rows=len(decided) + planned_out,
         answered=len(answers),
-        generated=sum(not one.reused for one in answers),
-        reused=sum(one.reused for one in answers),
+        generated=generated,
+        reused=len(answers) - generated,
         rejected=sum(reasons.values()),
         reasons=dict(sorted(reasons.items())),
         audio_s=sum(clip.heard_s for one in answers for clip in one.outcome.clips),

@@ -95,6 +95,7 @@ class SegmentCache:
         keys: Sequence[bytes],
         near: str = "",
         final: Callable[[dict[str, Any]], bool] = lambda _: True,
+        besides: str | None = None,
     ) -> dict[bytes, dict[str, Any]]:
         """Rows for as many of the keys as are known.
 
@@ -103,6 +104,7 @@ class SegmentCache:
             near: Part of segment names to look at first (`.shard-00003`): a nightly build finds
                 nearly everything where the last one's same shard put it, without the index.
             final: Whether a row found there may be taken without looking for a newer one.
+            besides: Segments whose name begins with this are not read.
 
         Returns:
             key → row (column → value), the newest row for each.
@@ -111,7 +113,9 @@ class SegmentCache:
         found: dict[bytes, dict[str, Any]] = {}
         if not missing:
             return found
-        segments = self.segments()
+        names = self.segments()
+        left_out = [name for name in names if besides is not None and name.startswith(besides)]
+        segments = [name for name in names if name not in left_out]
         if near:
             close = [name for name in segments if f"{near}-" in name][-2:]
             self._collect([self._segment_keys(name) for name in close], missing, found)
@@ -120,7 +124,8 @@ class SegmentCache:
                 del found[key]
                 missing[key] = None
         if missing:
-            self._collect(self._all_keys(segments), missing, found)
+            known = [keys.without(left_out) for keys in self._all_keys(segments)]
+            self._collect(known, missing, found)
         return found
 
     def all_keys(self) -> Keys:

@@ -216,13 +216,29 @@ def builds(output: Path, document: str) -> list[str]:
     return [path.parent.name for path in (output / "builds").glob(f"*/{document}")]
 
 
+def outcomes(output: Path) -> dict[bytes, dict[str, Any]]:
+    """Every outcome that a build stored in the cache, by its key."""
+    found: dict[bytes, dict[str, Any]] = {}
+    for path in sorted((output / "cache" / "outcomes" / "segments").glob("*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            again = found.setdefault(row["key"], row)
+            hold(again == row, f"two outcomes for one question: {again} and {row}")
+    return found
+
+
 def stored_answers(output: Path) -> int:
     """Answers the engine gave that lie safe in the unpublished build, each question once."""
     total = 0
-    for path in output.glob("builds/*/work/*/batch-*.parquet"):
-        table = pq.read_table(path, columns=["reused", "reason"])
-        pairs = zip(table["reused"].to_pylist(), table["reason"].to_pylist(), strict=True)
-        total += sum(not reused and reason is None for reused, reason in pairs)
+    for folder in output.glob("builds/*/work/*/"):
+        asked = set()
+        for path in folder.glob("batch-*.parquet"):
+            table = pq.read_table(path, columns=["cache_key", "reused", "reason"])
+            asked |= {
+                row["cache_key"]
+                for row in table.to_pylist()
+                if not row["reused"] and row["reason"] is None
+            }
+        total += len(asked)
     return total
 
 
@@ -260,6 +276,9 @@ class Reference:
     """An undisturbed build: what all others must equal.
 
     Attributes:
+        files: What it published.
+        counts: Its ledger.
+        outcomes: What it stored in the cache.
         asked: Requests it made.
         start_s: Seconds until it had a plan.
         steps: Files it wrote.
@@ -267,9 +286,15 @@ class Reference:
 
     files: dict[str, bytes]
     counts: dict[str, Any]
+    outcomes: dict[bytes, dict[str, Any]]
     asked: int = 0
     start_s: float = 0.0
     steps: int = 0
+
+    @classmethod
+    def of(cls, output: Path, asked: int = 0, start_s: float = 0.0, steps: int = 0) -> Reference:
+        """The build that lies at an output."""
+        return cls(files(output), counts(output), outcomes(output), asked, start_s, steps)
 
 
 def check_published(output: Path, undisturbed: Reference, scratch: Path) -> None:
@@ -285,11 +310,13 @@ def check_published(output: Path, undisturbed: Reference, scratch: Path) -> None
     )
     hold(not differs, f"differs from the undisturbed build: {differs}")
     ledger = counts(output)
-    # of two records that ask the same, the one whose answer was kept counts as generated
     told = f"ledger {ledger} for {undisturbed.counts}"
-    first_come = {"generated", "reused"}
-    equal = all(ledger[name] == undisturbed.counts[name] for name in ledger.keys() - first_come)
-    hold(equal and ledger["generated"] <= undisturbed.counts["generated"], told)
+    hold(ledger == undisturbed.counts, told)
+    stored, wanted = outcomes(output), undisturbed.outcomes
+    differ = [
+        key.hex() for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key)
+    ]
+    hold(not differ, f"{len(differ)} outcomes in the cache differ: {differ[:3]}")
     hold(ledger["rows"] == ledger["answered"] + ledger["rejected"], f"not balanced: {told}")
     hold(ledger["answered"] == ledger["generated"] + ledger["reused"], f"not balanced: {told}")
     hold(not (Published(output).folder / "work").exists(), "work/ is still there")

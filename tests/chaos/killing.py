@@ -21,8 +21,6 @@ from tests.chaos.builds import (
     Run,
     builds,
     check_published,
-    counts,
-    files,
     hold,
     stage,
     steps,
@@ -173,7 +171,7 @@ def reference(work: Bench, storage: str, style: str) -> Reference:
         most = [0]
         run.until(lambda: most.append(max(most[-1], steps(site.output))))
         run.finish()
-        known = Reference(files(site.output), counts(site.output), site.asked(), start_s, most[-1])
+        known = Reference.of(site.output, site.asked(), start_s, most[-1])
         hold(known.asked == known.counts["generated"], f"asked {known.asked}: {known.counts}")
         work.references[storage, kind] = known
         took_s = time.monotonic() - run.began_s

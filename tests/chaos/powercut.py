@@ -21,8 +21,6 @@ from tests.chaos.builds import (
     Reference,
     Run,
     check_published,
-    counts,
-    files,
     hold,
 )
 from tests.chaos.report import Held
@@ -149,7 +147,7 @@ class Cuts:
             output, scratch, journal = self._folders("undisturbed")
             self._start(output, scratch, journal, 0).finish()
             self.entries = len(read_journal(journal).entries)
-            self.reference = Reference(files(output), counts(output))
+            self.reference = Reference.of(output)
             self._work.references["plain", ""] = self.reference
         return self.reference
 

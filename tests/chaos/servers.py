@@ -16,8 +16,6 @@ from tests.chaos.builds import (
     Layout,
     Reference,
     Run,
-    counts,
-    files,
     write_dataset,
 )
 from tests.integration.workbench import S3Server, StandIn, free_port, wait_for
@@ -59,7 +57,7 @@ def undisturbed(work: Bench) -> Reference:
         scratch, output = home / "scratch", home / "out"
         scratch.mkdir(parents=True)
         start_plain(work, output, scratch).finish()
-        known = Reference(files(output), counts(output))
+        known = Reference.of(output)
         work.references["plain", ""] = known
     return known
 

@@ -21,8 +21,6 @@ from tests.chaos.builds import (
     Reference,
     Run,
     check_published,
-    counts,
-    files,
     hold,
 )
 from tests.chaos.fault_proxy import FaultProxy
@@ -38,6 +36,8 @@ CLIENT = {"config_kwargs": {"read_timeout": 2, "connect_timeout": 2}}
 STALL_S = 3.0
 DENIED = {r"\w+ /\S*/clips/denied\.wav": "AccessDenied"}
 SHORT_PATIENCE_S, MINUTE_S = 6.0, 60.0
+CHECKPOINT_FAILURES = 16
+"""More than the requests of one task's attempt at writing a segment."""
 
 MOMENTS = {
     "reading the manifest": r"GET \S*/m\.jsonl",
@@ -113,7 +113,7 @@ class Weather:
         self.calm()
         self.build(output).finish()
         asked = self.bench.engine.asked() - before
-        self.undisturbed = Reference(files(output), counts(output), asked, 0.0, 0.0)
+        self.undisturbed = Reference.of(output, asked)
         reasons = self.undisturbed.counts["reasons"]
         hold(set(reasons) == {"clip_missing", "access_denied", "silent"}, f"rejected: {reasons}")
 
@@ -195,6 +195,22 @@ def _fails_and_goes_on(
     return f"{moment} ({took_s:.0f} s): {last}"
 
 
+def a_checkpoint_fails(sky: Weather, turn: int) -> str:
+    """One batch's segment cannot be written until its task is tried again: nothing shows."""
+    output, before = sky.new(), sky.bench.engine.asked()
+    batch = r"PUT \S*/work/shard-0000[01]/batch-0000[012]-"
+    sky.proxy.seed = f"{sky.seed}-checkpoint-{turn}"
+    failures = CHECKPOINT_FAILURES
+    sky.proxy.at(batch, lambda: [sky.proxy.force(batch, "InternalError") for _ in range(failures)])
+    sky.proxy.done.clear()
+    said = sky.build(output, patience_s=0.5).finish()
+    failed = sky.proxy.done["InternalError"]
+    hold(failed == failures, f"{failed} of {failures} writes failed: {said}")
+    sky.calm()
+    sky.check(output, sky.bench.engine.asked() - before, 0)
+    return f"{failed} writes failed"
+
+
 def everything_fails(sky: Weather, turn: int, patience_s: float) -> str:
     """Storage is down until the shard fails; the same command then completes."""
 
@@ -257,6 +273,9 @@ def run(folder: Path, *, seed: int, minutes: float) -> list[Held]:
             ),
             "credentials end: told, none rejected; the same command completes": (
                 lambda turn: credentials_end(sky, turn)
+            ),
+            "a checkpoint cannot be written: its task is tried again, identical": (
+                lambda turn: a_checkpoint_fails(sky, turn)
             ),
             "listings 20 s late: identical": lambda turn: listings_are_late(sky, turn),
         }

@@ -42,7 +42,13 @@ from earwitness.settings import BuildSettings, LayoutSettings
 from earwitness.storage import Store
 from tests.chaos.builds import Layout
 from tests.chaos.fault_proxy import FaultProxy
-from tests.chaos.storage import credentials_end, everything_fails, one_fifth_fails, weather
+from tests.chaos.storage import (
+    a_checkpoint_fails,
+    credentials_end,
+    everything_fails,
+    one_fifth_fails,
+    weather,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -346,6 +352,11 @@ def test_a_build_of_whose_calls_a_fifth_fails_and_whose_listings_are_late_is_the
 ):
     sky.calm()
     one_fifth_fails(sky, 1, late_s=20.0)
+
+
+def test_a_batch_whose_checkpoint_fails_is_tried_again_and_its_answers_stay_new(sky: Weather):
+    sky.calm()
+    a_checkpoint_fails(sky, 0)
 
 
 def test_an_outage_fails_the_build_in_one_line_and_the_same_command_completes(sky: Weather):

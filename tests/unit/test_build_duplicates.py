@@ -6,15 +6,21 @@ import asyncio
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from earwitness.build.batch import Batch, ClipState, RowState, write_segment
 from earwitness.build.layout import Build
 from earwitness.build.stages import forget_batch, generate_batch
+from earwitness.errors import EngineUnavailableError
+from earwitness.progress import Advanced, listen
 from earwitness.records import Answer
 from earwitness.runtime import ShardMemory
 from earwitness.settings import BuildSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from earwitness.build.batch import Decided
 
 KEY = "ab" * 32
 
@@ -25,9 +31,14 @@ class CountingEngine:
     def __init__(self) -> None:
         self.asked = 0
         self.questions: list[str] = []
+        self.delay_s = 0.0
+        self.failures: list[Exception] = []
 
     async def ask(self, request: Any) -> Answer:
         self.asked += 1
+        await asyncio.sleep(self.delay_s)
+        if self.failures:
+            raise self.failures.pop()
         self.questions += [message["content"] for message in request.messages]
         return Answer(str(self.questions[-1]), "stop", 3, 2)
 
@@ -49,8 +60,75 @@ def test_a_question_answered_since_its_twin_was_fetched_is_not_asked_again(tmp_p
     (late,) = asyncio.run(generate_batch(runtime, build, memory, twin, tmp_path))
 
     assert engine.asked == 1
-    assert late.reused
     assert late.outcome.answer == decided[0].outcome.answer
+
+
+def test_a_batch_that_is_tried_again_keeps_its_own_answers_as_new(tmp_path: Path):
+    settings = BuildSettings(manifest="m.jsonl", output=str(tmp_path))
+    engine, memory = CountingEngine(), ShardMemory()
+    runtime: Any = SimpleNamespace(settings=settings, engine=engine)
+    build = Build(str(tmp_path), "b")
+
+    async def twice() -> list[Decided]:
+        await generate_batch(runtime, build, memory, asks(0), tmp_path)
+        # its segment was not written, and its task is tried again
+        return await generate_batch(runtime, build, memory, asks(0), tmp_path)
+
+    (again,) = asyncio.run(twice())
+    assert engine.asked == 1
+    assert not again.reused
+
+
+def test_a_batch_does_not_fail_when_the_one_that_asked_its_question_is_cancelled(tmp_path: Path):
+    settings = BuildSettings(manifest="m.jsonl", output=str(tmp_path))
+    engine, memory = CountingEngine(), ShardMemory()
+    engine.delay_s = 0.05
+    runtime: Any = SimpleNamespace(settings=settings, engine=engine)
+    build = Build(str(tmp_path), "b")
+
+    async def cancel_the_first() -> list[Decided]:
+        first = asyncio.create_task(generate_batch(runtime, build, memory, asks(0), tmp_path))
+        await asyncio.sleep(0.01)
+        twin = asyncio.create_task(generate_batch(runtime, build, memory, asks(1), tmp_path))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        return await twin
+
+    (answered,) = asyncio.run(cancel_the_first())
+    assert answered.row == 1
+    assert answered.outcome.answer is not None
+
+
+def test_a_question_whose_engine_was_unavailable_is_asked_again_by_the_next_attempt(tmp_path: Path):
+    settings = BuildSettings(manifest="m.jsonl", output=str(tmp_path))
+    engine, memory = CountingEngine(), ShardMemory()
+    engine.failures = [EngineUnavailableError("it does not answer")]
+    runtime: Any = SimpleNamespace(settings=settings, engine=engine)
+    build = Build(str(tmp_path), "b")
+
+    async def twice() -> list[Decided]:
+        with pytest.raises(EngineUnavailableError):
+            await generate_batch(runtime, build, memory, asks(0), tmp_path)
+        return await generate_batch(runtime, build, memory, asks(0), tmp_path)
+
+    (again,) = asyncio.run(twice())
+    assert again.outcome.answer is not None
+    assert not again.reused
+
+
+def test_progress_counts_a_row_once_however_often_its_batch_is_tried(tmp_path: Path):
+    settings = BuildSettings(manifest="m.jsonl", output=str(tmp_path))
+    engine, memory = CountingEngine(), ShardMemory()
+    runtime: Any = SimpleNamespace(settings=settings, engine=engine)
+    build = Build(str(tmp_path), "b")
+    told: list[Any] = []
+    unlisten = listen(told.append)
+    try:
+        for _ in range(2):
+            asyncio.run(generate_batch(runtime, build, memory, asks(0), tmp_path))
+    finally:
+        unlisten()
+    assert told == [Advanced(generated=1)]
 
 
 def test_questions_about_the_same_clip_are_asked_side_by_side_and_told_in_the_batchs_order(

@@ -1,0 +1,99 @@
+"""The ledger and the cache of a build do not depend on which attempt asked what."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import pytest
+from test_build_publish import answered, planned
+
+from earwitness.build.batch import Batch, Decided, RowState, write_segment
+from earwitness.build.layout import Counts, work_path
+from earwitness.build.persist import persist_shard
+from earwitness.build.stages import recall_duplicates, recall_rows
+from earwitness.build.status import build_status
+from earwitness.cache.tables import outcome_table
+from earwitness.runtime import ShardMemory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from earwitness.build.layout import Build
+
+
+def same_question(row: int, as_row: int, *, reused: bool = False) -> Decided:
+    return dataclasses.replace(answered(as_row, reused=reused), row=row)
+
+
+def persisted(build: Build, *batches: list[Decided]) -> Counts:
+    write_segment(build, f"{work_path(0)}/resolved.parquet", [], [])
+    for number, decided in enumerate(batches):
+        write_segment(build, f"{work_path(0)}/batch-{number:05d}-0.parquet", decided, [])
+    return persist_shard(build, 0).counts
+
+
+def stored(build: Build) -> list[bytes]:
+    return [key for name in build.outcomes.segments() for key in keys_of(build, name)]
+
+
+def keys_of(build: Build, name: str) -> list[bytes]:
+    with build.outcomes.reading(name) as file:
+        return file.read(["key"])["key"].to_pylist()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_rows_that_ask_the_same_one_counts_as_generated_and_is_cached(
+    tmp_path: Path, first: int
+):
+    build = planned(tmp_path)
+    rows = [same_question(0, 7), same_question(1, 7)]
+    counts = persisted(build, [rows[first]], [rows[1 - first]])
+    assert (counts.generated, counts.reused) == (1, 1)
+    assert stored(build) == [bytes.fromhex(f"{7:064x}")]
+
+
+def test_an_answer_that_the_cache_held_before_counts_as_reused_and_is_not_cached_again(
+    tmp_path: Path,
+):
+    build = planned(tmp_path)
+    counts = persisted(build, [same_question(0, 7, reused=True), same_question(1, 7, reused=True)])
+    assert (counts.generated, counts.reused) == (0, 2)
+    assert stored(build) == []
+
+
+def test_an_answer_that_only_the_twins_batch_kept_is_this_builds_own(tmp_path: Path):
+    build, memory = planned(tmp_path), ShardMemory()
+    path = f"{work_path(0)}/batch-00001-0.parquet"
+    write_segment(build, path, [same_question(1, 7)], [])
+    memory.answered[bytes.fromhex(f"{7:064x}")] = path
+    row = RowState(0, [], [], cache_key=f"{7:064x}")
+    recall_duplicates(build, memory, [row])
+    assert row.outcome == answered(7).outcome
+    assert not row.reused
+
+
+def test_the_status_of_an_unfinished_shard_counts_a_question_once(tmp_path: Path):
+    build = planned(tmp_path)
+    write_segment(build, f"{work_path(0)}/resolved.parquet", [], [])
+    rows = [same_question(0, 7), same_question(1, 7)]
+    write_segment(build, f"{work_path(0)}/batch-00000-0.parquet", rows, [])
+    counts = build_status(build).counts
+    assert (counts.generated, counts.reused) == (1, 1)
+
+
+@pytest.mark.parametrize("indexed", [False, True], ids=["listed", "indexed"])
+def test_a_shard_does_not_read_what_another_shard_of_its_build_found_out(
+    tmp_path: Path, *, indexed: bool
+):
+    build = planned(tmp_path)
+    build.outcomes.write(build.segment_name(1), outcome_table([answered(7).outcome]))
+    if indexed:
+        build.outcomes.merge()
+    row = RowState(0, [], [], cache_key=f"{7:064x}")
+    recall_rows(build, Batch([row]).open_rows(), ".shard-00000")
+    assert row.outcome is None
+    later = planned(tmp_path, name="b-20261123T000000Z-bbbbbb")
+    recall_rows(later, Batch([row]).open_rows(), ".shard-00000")
+    assert row.outcome == answered(7).outcome
+    assert row.reused

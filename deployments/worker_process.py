@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from deployments.gpus import check_gpus
 from deployments.worker import WorkerOptions
 from earwitness.addresses import without_secrets
+from earwitness.cpus import CPUS_VARIABLE, cpu_share
 from earwitness.engine.shared import (
     KEY_VARIABLE,
     MODEL_VARIABLE,
@@ -132,7 +133,7 @@ async def _serve(options: WorkerOptions, results: Path | None) -> None:
         scratch, lock = make_scratch()
         stack.callback(lock.close)
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        environment = {SCRATCH_VARIABLE: str(scratch), WORKER_VARIABLE: options.named()}
+        environment = run_environment(options, scratch)
         if options.has_engine:
             lent = await _lend_engine(options, scratch, stop, stack)
             if lent is None:
@@ -142,6 +143,24 @@ async def _serve(options: WorkerOptions, results: Path | None) -> None:
         await _work(options, environment, stop)
     if stop.failure is not None:
         raise stop.failure
+
+
+def run_environment(options: WorkerOptions, scratch: Path) -> dict[str, str]:
+    """What a worker tells each of its flow runs, the engine apart.
+
+    Args:
+        options: What the worker does.
+        scratch: The folder its flow runs make their scratch folders in.
+
+    Returns:
+        Environment variables.
+    """
+    return {
+        SCRATCH_VARIABLE: str(scratch),
+        WORKER_VARIABLE: options.named(),
+        # each has decoders of its own: together they have no more than the machine
+        CPUS_VARIABLE: str(max(1, cpu_share() // options.limit)),
+    }
 
 
 async def check_pool(pool: str) -> None:

@@ -7,7 +7,6 @@ an engine started for one shard serves the next.
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import shutil
 import threading
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from earwitness.audio.fetch import ClipFetcher
 from earwitness.audio.workers import DecodePool
+from earwitness.cpus import cpu_share
 from earwitness.engine.account import Booking, EngineTime
 from earwitness.engine.client import Engine
 from earwitness.engine.shared import shared_engine
@@ -200,7 +200,7 @@ class Runtime:
         """The worker processes that probe and decode, started when first needed."""
         with self._pool_lock:
             if self._pool is None:
-                self._pool = DecodePool(os.cpu_count() or 1)
+                self._pool = DecodePool(cpu_share())
             return self._pool
 
     def memory(self, build: str, shard: int) -> ShardMemory:

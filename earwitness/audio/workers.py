@@ -10,7 +10,6 @@ that ends badly, each is tried again alone.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import sys
 import threading
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from earwitness.audio import decode as decoding
 from earwitness.audio import probe as probing
 from earwitness.audio.worker import call_each, serve
+from earwitness.cpus import usable_cpus
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason, Rejection, Stage
 
@@ -58,14 +58,17 @@ class DecodePool:
     `asyncio.wrap_future(…)`.
 
     Args:
-        processes: How many. Default: the cores this process may use.
+        processes: How many. Default: the CPUs this process may use.
         timeout_s: How long one clip may take.
+
+    Attributes:
+        processes: How many there are.
     """
 
     def __init__(
         self, processes: int | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> None:
-        count = processes or len(os.sched_getaffinity(0))
+        self.processes = count = processes or usable_cpus()
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="decode")
         self._workers = [_Worker() for _ in range(count)]

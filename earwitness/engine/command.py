@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from earwitness.cpus import usable_cpus
+
 if TYPE_CHECKING:
     from earwitness.settings import EngineSettings
 
@@ -78,7 +80,7 @@ def _model_flags(settings: EngineSettings) -> list[str]:
 def _api_servers(settings: EngineSettings) -> int:
     if settings.api_server_count:
         return settings.api_server_count
-    by_cores = min(_MOST_API_SERVERS, len(_cores()) // _CORES_PER_API_SERVER or 1)
+    by_cores = min(_MOST_API_SERVERS, usable_cpus() // _CORES_PER_API_SERVER or 1)
     # vLLM's own default is one for each replica: never go below it
     return max(by_cores, settings.data_parallel_size)
 

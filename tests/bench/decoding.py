@@ -25,6 +25,7 @@ from earwitness.audio.decode import decode, warm_up
 from earwitness.audio.fetch import ClipFetcher
 from earwitness.audio.probe import probe
 from earwitness.audio.workers import SEVERAL_CLIPS, DecodePool
+from earwitness.cpus import usable_cpus
 from earwitness.settings import AudioSettings
 from tests.bench.mixed_clips import write_clips
 from tests.bench.processes import cpu_s
@@ -60,7 +61,7 @@ def measure(clips: int = 400) -> list[Row]:
     Args:
         clips: How many.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cpus()
     with tempfile.TemporaryDirectory(prefix="decoding-") as name, ExitStack() as stack:
         folder = Path(name)
         paths = write_clips(folder / "buckets" / "clips", clips)

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from earwitness.cpus import usable_cpus
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -52,7 +54,7 @@ def this_machine() -> Machine:
     return Machine(
         (
             ("processor", _first(r"model name\s*: (.+)", "/proc/cpuinfo") or platform.machine()),
-            ("cores", str(len(os.sched_getaffinity(0)))),
+            ("cores", str(usable_cpus())),
             ("memory", f"{memory_kib / 2**20:.0f} GiB"),
             ("GPU", gpu_name() or "none"),
             ("Python", platform.python_version()),

@@ -10,13 +10,13 @@ build keeps there. Both sides are timed by the engine itself, from its first ans
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from earwitness.cpus import usable_cpus
 from earwitness.engine.given import in_flight
 from tests.bench.builds import Cost, build, prefect_server, run_python
 from tests.bench.table import Row, print_rows
@@ -149,7 +149,7 @@ class Point:
     def fed(self) -> float:
         """Records a second that this machine's cores have the CPU for, engine included."""
         engine_ms = self.whole.served.cpu_s / self.records * 1e3
-        return 1e3 * len(os.sched_getaffinity(0)) / (self.build_ms + engine_ms)
+        return 1e3 * usable_cpus() / (self.build_ms + engine_ms)
 
     def row(self) -> Row:
         """As the table has it; beyond what the cores feed there is no goal to meet."""
@@ -202,7 +202,7 @@ def measure(rates: tuple[int, ...] = RATES, point_s: float = POINT_S) -> list[Ro
     note = (
         f"the build costs {last.build_ms:.2f} ms of CPU a record where there are "
         f"{last.records:,} clips, the stand-in's own share apart: with "
-        f"{len(os.sched_getaffinity(0))} cores that is {last.fed:,.0f}/s"
+        f"{usable_cpus()} cores that is {last.fed:,.0f}/s"
     )
     script = "python -m tests.bench.saturation"
     value = f"{best:,}/s" if best else f"none of {', '.join(map(str, rates))}/s"

@@ -65,6 +65,7 @@ class Reason(StrEnum):
     CONTEXT_OVERFLOW = "context_overflow"
     ENGINE_REFUSED = "engine_refused"
     ENGINE_CRASH = "engine_crash"
+    ENGINE_DIED = "engine_died"
     ENGINE_TIMEOUT = "engine_timeout"
     ENGINE_UNAVAILABLE = "engine_unavailable"
 
@@ -73,11 +74,13 @@ TRANSIENT_REASONS = frozenset(
     {
         Reason.FETCH_TIMEOUT,
         Reason.FETCH_FAILED,
+        Reason.ENGINE_DIED,
         Reason.ENGINE_TIMEOUT,
         Reason.ENGINE_UNAVAILABLE,
     }
 )
-"""Reasons that may pass: such a rejection is never remembered, the next run asks again."""
+"""Reasons that may pass: such a record is asked again by the next run. Nothing is remembered of it
+but its strikes."""
 
 
 class TextPart(TypedDict):
@@ -109,11 +112,14 @@ class Rejection:
         stage: Where it was found.
         reason: The typed reason, for counting and for `retry --reason`.
         detail: A sentence for a person; never depends on when, where or how often a build ran.
+        strikes: How many engines that others use, too, died while this record alone was asked,
+            counted over builds. Only with `ENGINE_DIED`, otherwise 0.
     """
 
     stage: Stage
     reason: Reason
     detail: str
+    strikes: int = 0
 
     @property
     def transient(self) -> bool:

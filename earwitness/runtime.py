@@ -50,6 +50,7 @@ class ShardMemory:
         fetches: Clips being fetched, or lying in the scratch of a batch still in flight, by URI.
         questions: Questions asked, by cache key, until the segment of a batch holds the outcome.
         answered: Where the outcomes of finished batches are: cache key → path of a segment.
+        strikes: See `Rejection.strikes`: those of an earlier attempt at the shard, by cache key.
         transient_failures: Clips that did not come for reasons that will pass.
     """
 
@@ -57,6 +58,7 @@ class ShardMemory:
         self.fetches: dict[str, asyncio.Future[FetchedClip]] = {}
         self.questions: dict[str, Asked] = {}
         self.answered: dict[bytes, str] = {}
+        self.strikes: dict[str, int] = {}
         self.transient_failures = 0
         self._told: set[int] = set()
 

@@ -29,7 +29,7 @@ from earwitness.cache.tables import (
 from earwitness.cache.writing import parquet_bytes
 from earwitness.engine.account import NOTHING_BOOKED, Booking
 from earwitness.identity import KEY_VERSION
-from earwitness.records import TRANSIENT_REASONS, HeardClip, Outcome, Rejection
+from earwitness.records import TRANSIENT_REASONS, HeardClip, Outcome, Reason, Rejection
 from earwitness.scratch import scratch_errors
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ class ClipState:
 class RowState:
     """One record of a batch; `outcome` is set as soon as it is decided.
 
-    `reused`: the outcome is one that the cache held before this build.
+    `reused`: the outcome is one that the cache held before this build. `strikes`: see
+    `Rejection.strikes`, as earlier builds counted them.
     """
 
     row: int
@@ -87,6 +88,7 @@ class RowState:
     cache_key: str = ""
     outcome: Outcome | None = None
     reused: bool = False
+    strikes: int = 0
 
 
 @dataclass(slots=True)
@@ -273,6 +275,14 @@ class Segment:
             keys = pq.ParquetFile(file).read(["cache_key"])["cache_key"].to_pylist()
         settled = zip(keys, self.settled(), strict=True)
         return [key for key, (_, stands) in settled if key and stands]
+
+    def strikes(self) -> dict[str, int]:
+        """Strikes of the records that have some, by cache key."""
+        if Reason.ENGINE_DIED not in self._reasons:
+            return {}
+        with self._build.store.open(self._path) as file:
+            table = pq.ParquetFile(file).read(["cache_key", "strikes"])
+        return {row["cache_key"]: row["strikes"] for row in table.to_pylist() if row["strikes"]}
 
     def read_group(self, group: int) -> list[Decided]:
         """The decided rows of one row group."""

@@ -80,6 +80,7 @@ def persist_shard(
         for chunk in join.chunks():
             ledger.count(chunk, fresh.add(chunk))
             _write(chunk, data, rejections)
+        fresh.keep_strikes()
         ledger.check_passing()
         if not ledger.counts.balanced:
             raise LedgerError(f"shard {shard} does not balance: {ledger.counts}")
@@ -211,6 +212,7 @@ class _FreshOutcomes:
     def __init__(self, segment: SegmentWriter) -> None:
         self._segment = segment
         self._seen: set[bytes] = set()
+        self._struck: dict[bytes, Outcome] = {}
 
     def add(self, chunk: Joined) -> list[Outcome]:
         """Keep what is new in a chunk.
@@ -223,14 +225,22 @@ class _FreshOutcomes:
         """
         fresh = []
         for _, one in chunk:
-            if one is None or one.reused or not one.outcome.cache_key or _passing(one.outcome):
+            if one is None or one.reused or not one.outcome.cache_key:
                 continue
             key = bytes.fromhex(one.outcome.cache_key)
-            if key not in self._seen:
+            if _passing(one.outcome):
+                if one.outcome.rejection and one.outcome.rejection.strikes:
+                    self._struck[key] = one.outcome
+            elif key not in self._seen:
                 self._seen.add(key)
                 fresh.append(one.outcome)
         self._segment.add(outcome_table(fresh))
         return fresh
+
+    def keep_strikes(self) -> None:
+        """Keep the strikes of records that have no outcome that stands, for the next build."""
+        left = [outcome for key, outcome in self._struck.items() if key not in self._seen]
+        self._segment.add(outcome_table(left))
 
 
 def _write(chunk: Joined, data: list[ShardFile], rejections: RejectionsFile) -> None:

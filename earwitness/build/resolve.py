@@ -187,6 +187,7 @@ def _resume(runtime: Runtime, build: Build, shard: int) -> Resolved:
         segment = Segment(build, path)
         rows = list(segment.settled())
         memory.answered.update(dict.fromkeys(map(bytes.fromhex, segment.keys()), path))
+        memory.strikes.update(segment.strikes())
         finished[int(number)] = BatchRef(build.uri, shard, int(number), len(rows), digest)
         answered += segment.answered
         for row, stands in rows:

@@ -95,10 +95,13 @@ def _remember(build: Build, shard: int) -> None:
     """Bring what an unfinished shard has found out into the caches, as finishing it would."""
     fresh: dict[str, Outcome] = {}
     for one in open_outcomes(build, shard):
-        rejection = one.outcome.rejection
-        passing = rejection is not None and rejection.transient
-        if one.outcome.cache_key and not one.reused and not passing:
-            fresh.setdefault(one.outcome.cache_key, one.outcome)
+        rejection, key = one.outcome.rejection, one.outcome.cache_key
+        if not key or one.reused:
+            continue
+        if rejection is None or not rejection.transient:
+            fresh[key] = one.outcome
+        elif rejection.strikes:
+            fresh.setdefault(key, one.outcome)
     seen = {one.uri: one for segment in open_segments(build, shard) for one in segment.sightings()}
     name = build.segment_name(shard)
     build.outcomes.write(name, outcome_table(fresh.values()))

@@ -20,7 +20,7 @@ from earwitness.errors import (
     StorageUnavailableError,
 )
 from earwitness.identity import cache_key, request_seed
-from earwitness.records import Answer, HeardClip, Outcome, Reason
+from earwitness.records import TRANSIENT_REASONS, Answer, HeardClip, Outcome, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
@@ -217,6 +217,9 @@ def recall_rows(build: Build, rows: Sequence[RowState], near: str) -> None:
         known = found.get(bytes.fromhex(row.cache_key)) if row.cache_key else None
         if known is None or known["reason"] in again:
             continue
+        if known["reason"] in TRANSIENT_REASONS:
+            row.strikes = known["strikes"] or 0
+            continue
         outcome = outcome_from_row(row.cache_key, known)
         if still_right(outcome, settings.max_tokens, settings.engine.max_model_len):
             row.outcome, row.reused = outcome, True
@@ -250,6 +253,7 @@ async def generate_batch(
             asked_here = question is None
             if question is None:
                 heard = tuple(clip.heard for uri in row.clips if (clip := batch.clips[uri]).heard)
+                row.strikes = max(row.strikes, memory.strikes.get(row.cache_key, 0))
                 ask = partial(_ask, runtime, row, heard, audio)
                 finding = _find_out(build, memory, row.cache_key, ask)
                 question = asyncio.ensure_future(finding)
@@ -287,6 +291,7 @@ async def _ask(
         sampling=settings.sampling,
         max_tokens=settings.max_tokens,
         seed=None if settings.sampling.seed is None else request_seed(row.cache_key),
+        strikes=row.strikes,
     )
     said = await runtime.engine.ask(request)
     limits = (settings.max_tokens, settings.engine.max_model_len)

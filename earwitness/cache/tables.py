@@ -28,6 +28,7 @@ _OUTCOME_FIELDS: list[pa.Field[Any]] = [
     pa.field("stage", pa.string()),
     pa.field("reason", pa.string()),
     pa.field("detail", pa.string()),
+    pa.field("strikes", pa.int32()),
     pa.field("clips", HEARD_CLIPS),
     pa.field("max_tokens", pa.int32()),
     pa.field("max_model_len", pa.int32()),
@@ -103,7 +104,9 @@ def _rejection_columns(rejection: Rejection | None) -> dict[str, str | None]:
 def _rejection(row: dict[str, Any]) -> Rejection | None:
     if row["reason"] is None:
         return None
-    return Rejection(Stage(row["stage"]), Reason(row["reason"]), row["detail"])
+    # segments of earlier versions have no strikes
+    strikes = row.get("strikes") or 0
+    return Rejection(Stage(row["stage"]), Reason(row["reason"]), row["detail"], strikes)
 
 
 def heard_clips(outcome: Outcome) -> list[dict[str, Any]]:
@@ -123,6 +126,7 @@ def outcome_row(outcome: Outcome) -> dict[str, Any]:
         "prompt_tokens": answer.prompt_tokens if answer else None,
         "completion_tokens": answer.completion_tokens if answer else None,
         **_rejection_columns(outcome.rejection),
+        "strikes": outcome.rejection.strikes if outcome.rejection else None,
         "clips": heard_clips(outcome),
         "max_tokens": outcome.max_tokens,
         "max_model_len": outcome.max_model_len,

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from earwitness.engine.relay import RUN_HEADER
+from earwitness.engine.relay import RUN_HEADER, STRIKES_HEADER
 from earwitness.engine.replies import (
     LARGEST_REPLY_BYTES,
     Setback,
@@ -165,13 +165,16 @@ class EngineAddress:
         else:
             # their addresses take less than it takes to wake a thread
             payload = request.encoded(model, inline=False)
+        headers = {"Content-Type": "application/json"}
+        if self._run and request.strikes:
+            headers[STRIKES_HEADER] = str(request.strikes)
         limit_s = timeout_s or self.request_timeout_s
         timeout = aiohttp.ClientTimeout(total=limit_s, sock_connect=_CONNECT_S)
         try:
             async with self._open().post(
                 f"{self.url}/v1/chat/completions",
                 data=payload,
-                headers={"Content-Type": "application/json"},
+                headers=headers,
                 timeout=timeout,
                 # followed, a question would arrive as a GET without its body
                 allow_redirects=False,

@@ -96,7 +96,7 @@ class Engine:
                 else [borrowed_address(shared)]
             )
             lanes = [Lane(address) for address in addresses]
-            self._lanes = Lanes(lanes, room=room, meter=meter)
+            self._lanes = Lanes(lanes, room=room, meter=meter, shared=shared is None)
             self._keeper = AddressKeeper(
                 self._lanes,
                 timeout_s=unavailable_timeout_s,
@@ -169,7 +169,7 @@ class Engine:
             EarwitnessError: A worker's engine front passes it on.
         """
         await self.start()
-        case = Case()
+        case = Case(strikes=request.strikes)
         try:
             while True:
                 result = await self._try(request, case)

@@ -18,6 +18,7 @@ from earwitness.engine.relay import (
     FAILED,
     REJECTED,
     RUN_HEADER,
+    STRIKES_HEADER,
     RelayedRequest,
     error_json,
     verdict_json,
@@ -159,7 +160,8 @@ class EngineFront:
     async def _chat(self, request: web.Request) -> web.Response:
         body = await request.read()
         try:
-            asked = RelayedRequest(body, self._scratch)
+            strikes = int(request.headers.get(STRIKES_HEADER, 0))
+            asked = RelayedRequest(body, self._scratch, strikes=strikes)
         except ValueError as error:
             told = {"message": str(error), "type": "BadRequestError", "code": _BAD_REQUEST}
             return web.json_response({"error": told}, status=_BAD_REQUEST)

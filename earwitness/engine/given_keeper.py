@@ -30,8 +30,9 @@ class AddressKeeper:
         borrowed: The one address is a worker's front, which looks after its engine itself.
     """
 
-    # others may use the same engine, and may have killed it: one death proves nothing
-    kills_to_convict = 2
+    # others ask the same engine, and may have killed it each time
+    kills_to_convict = 3
+    shared = True
 
     def __init__(
         self, lanes: Lanes, *, timeout_s: float, stall_s: float, borrowed: bool = False

@@ -14,9 +14,12 @@ class Keeper(Protocol):
 
     Attributes:
         kills_to_convict: How often a request must kill an engine while alone with it.
+        shared: Others ask the same engines. A death may be their doing: the request is asked again
+            by the next build, and its deaths are counted over builds.
     """
 
     kills_to_convict: int
+    shared: bool
 
     async def start(self) -> None:
         """Brings the first lane up, or raises."""

@@ -9,6 +9,7 @@ through it one at a time.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -18,6 +19,17 @@ from earwitness.engine.account import Meter
 if TYPE_CHECKING:
     from earwitness.engine.address import EngineAddress
     from earwitness.errors import EarwitnessError
+
+
+_SPREAD_S = 1.0
+"""Suspects of a shared engine ask for their turn within this time, in random order."""
+_LONGEST_PAUSE_S = 0.5
+"""Longest pause between two of them."""
+
+
+async def _pause(longest_s: float) -> None:
+    if longest_s:
+        await asyncio.sleep(random.uniform(0, longest_s))  # noqa: S311 - only keeps out of step
 
 
 class Lane:
@@ -54,6 +66,8 @@ class Lanes:
         lanes: All of them, for good.
         room: How many requests a lane holds at once.
         meter: Told which lanes answer.
+        shared: Others ask the same engines. Suspects then go in random order, with pauses: two
+            clients whose suspects went in step would see each other's deaths each time.
 
     Attributes:
         all: As given.
@@ -62,7 +76,9 @@ class Lanes:
         model: The name all of them serve the model under; empty: not known yet.
     """
 
-    def __init__(self, lanes: list[Lane], *, room: int, meter: Meter | None = None) -> None:
+    def __init__(
+        self, lanes: list[Lane], *, room: int, meter: Meter | None = None, shared: bool = False
+    ) -> None:
         self.all = lanes
         self.room = room
         self.meter = meter or Meter()
@@ -70,6 +86,8 @@ class Lanes:
         self._waiting: deque[asyncio.Future[Lane]] = deque()
         self._changed = asyncio.Event()
         self._alone = asyncio.Lock()
+        self._spread_s = _SPREAD_S if shared else 0.0
+        self._longest_pause_s = _LONGEST_PAUSE_S if shared else 0.0
         self._failure: EarwitnessError | None = None
 
     @property
@@ -119,7 +137,9 @@ class Lanes:
         try:
             while True:
                 lane = await self._up_or_another(lane, patience_s)
+                await _pause(self._spread_s)
                 holding = await self._alone.acquire()
+                await _pause(self._longest_pause_s)
                 while lane.up and (lane.in_flight or self._rests(lane)):
                     await self._wait_for_change(1.0)
                 if lane.up:

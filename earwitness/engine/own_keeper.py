@@ -35,8 +35,9 @@ class ServerKeeper:
         watch_s: How often an engine that nobody asks is looked after.
     """
 
-    # nobody else uses it, so who was alone with it did it
-    kills_to_convict = 1
+    # nobody else asks it, but the first time somebody may have killed it
+    kills_to_convict = 2
+    shared = False
 
     def __init__(
         self,

@@ -39,6 +39,8 @@ class Pulse(Enum):
 class _Ping:
     """The shortest question: a word in, a token out."""
 
+    strikes = 0
+
     def encoded(self, model: str, *, inline: bool) -> bytes:  # noqa: ARG002 - it has no clips
         asked = {
             "model": model,

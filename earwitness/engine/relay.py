@@ -33,6 +33,8 @@ FAILED = 500
 """Status of a reply that carries an error."""
 RUN_HEADER = "Earwitness-Run"
 """Header of a request that says which flow run asks."""
+STRIKES_HEADER = "Earwitness-Strikes"
+"""Header of a request that says how many strikes its record has (see `Rejection.strikes`)."""
 _VERDICT = "earwitness_rejection"
 _ERROR = "earwitness_error"
 _ERRORS: dict[str, type[EarwitnessError]] = {
@@ -48,15 +50,17 @@ class RelayedRequest:
         body: Its JSON, as it came.
         folder: The only folder its `file://` clips may be read from, where they must travel
             inside the request.
+        strikes: As its header says.
 
     Attributes:
+        strikes: As given.
         reply: The engine's reply, once it has answered.
 
     Raises:
         ValueError: It is no request that has one reply.
     """
 
-    def __init__(self, body: bytes, folder: Path) -> None:
+    def __init__(self, body: bytes, folder: Path, *, strikes: int = 0) -> None:
         try:
             self._asked: Json = json.loads(body)
         except RecursionError as error:
@@ -67,6 +71,7 @@ class RelayedRequest:
             raise ValueError("answers are not streamed here")
         self._body = body
         self._folder = folder.resolve()
+        self.strikes = strikes
         self.reply = b""
 
     def encoded(self, model: str, *, inline: bool) -> bytes:
@@ -125,6 +130,7 @@ def verdict_json(rejection: Rejection) -> dict[str, Any]:
             "reason": rejection.reason.value,
             "detail": rejection.detail,
             "transient": rejection.transient,
+            "strikes": rejection.strikes,
         }
     }
 
@@ -163,7 +169,9 @@ def raise_or_verdict(status: int, body: bytes) -> Rejection | None:
         told = json.loads(body)["error"]
         kind = told["type"]
         if kind == _VERDICT:
-            return Rejection(Stage(told["stage"]), Reason(told["reason"]), str(told["detail"]))
+            strikes = int(told.get("strikes") or 0)
+            reason = Reason(told["reason"])
+            return Rejection(Stage(told["stage"]), reason, str(told["detail"]), strikes)
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     if kind == _ERROR:

@@ -2,7 +2,9 @@
 
 When an engine dies, every request that was in flight becomes a suspect. Suspects go through the
 restarted engine one at a time and alone, so that a record that kills engines is found, and ends
-as one rejection; the others get their answers.
+as one rejection; the others get their answers. An engine of our own convicts by its second death
+alone with the record. At an engine that others ask, too, each such death is a strike: the next
+build asks again, and the third strike convicts.
 """
 
 from __future__ import annotations
@@ -31,6 +33,10 @@ _VOUCHED = 2
 _FIRST_BACKOFF_S = 0.2
 _LONGEST_BACKOFF_S = 15.0
 _CRASHED = "the engine died on this record each time, also when asked nothing else meanwhile"
+_DIED = (
+    "the engine died while it was asked nothing else by this build; others ask it, too, and may "
+    "have caused it: the next build asks again"
+)
 _HUNG = "the engine answered nobody after this record, also when asked nothing else meanwhile"
 _UNAVAILABLE = "the engine lives but went on failing this request ({said})"
 _BUSY = "the engine lives but never had room for this request"
@@ -44,7 +50,8 @@ class Case:
         home: The lane it is a suspect of; None: no suspect.
         digest: What is asked, clips included; known once it is a suspect.
         suspected_of: The deaths it may have caused, by number.
-        kills: How often an engine died while alone with it.
+        strikes: See `Rejection.strikes`: those that earlier builds counted.
+        deaths_alone: Deaths of an engine that was asked nothing else, by number.
         failures: How often a living engine answered it with nothing of use.
         breaks: How often its connection broke though the engine lives.
         vouched: How often the engine answered us when it was about to be given up.
@@ -55,7 +62,8 @@ class Case:
     home: Lane | None = None
     digest: bytes = b""
     suspected_of: set[int] = field(default_factory=set)
-    kills: int = 0
+    strikes: int = 0
+    deaths_alone: list[int] = field(default_factory=list)
     failures: int = 0
     breaks: int = 0
     vouched: int = 0
@@ -153,7 +161,7 @@ class Judge:
         return self._suspected(case, lane)
 
     def _suspected(self, case: Case, lane: Lane) -> Rejection | None:
-        """The first time it only becomes a suspect; who kills or hangs an engine alone did it."""
+        """The first death makes a suspect; then deaths of an engine alone with it count."""
         before = len(case.suspected_of)
         case.suspected_of.add(lane.deaths)
         if case.home is None:
@@ -161,16 +169,25 @@ class Judge:
         # who only lost its connections before has seen the engine die for the first time
         if not before:
             return None
-        case.kills += 1
-        if case.kills < self._keeper.kills_to_convict:
-            return None
-        self._explained |= case.suspected_of
-        verdict = Rejection(Stage.GENERATE, Reason.ENGINE_CRASH, _CRASHED)
+        case.deaths_alone.append(lane.deaths)
+        verdict = self._verdict(case, lane)
+        if verdict is not None:
+            self._explained |= case.suspected_of
+            # one record takes no more of the engine's restarts than one
+            self._keeper.explain(set(case.deaths_alone[:-1]))
+            self._convicted_s[case.digest] = (time.monotonic(), verdict)
+        return verdict
+
+    def _verdict(self, case: Case, lane: Lane) -> Rejection | None:
+        """What the deaths of an engine that was alone with a record say; None: not enough yet."""
         if lane.hung:
             # it may have been slow: such a record is tried again another day
-            verdict = Rejection(Stage.GENERATE, Reason.ENGINE_TIMEOUT, _HUNG)
-        self._convicted_s[case.digest] = (time.monotonic(), verdict)
-        return verdict
+            return Rejection(Stage.GENERATE, Reason.ENGINE_TIMEOUT, _HUNG)
+        shared = self._keeper.shared
+        kills = len(case.deaths_alone) + (case.strikes if shared else 0)
+        if kills >= self._keeper.kills_to_convict:
+            return Rejection(Stage.GENERATE, Reason.ENGINE_CRASH, _CRASHED)
+        return Rejection(Stage.GENERATE, Reason.ENGINE_DIED, _DIED, kills) if shared else None
 
     def _suspect(self, case: Case, lane: Lane) -> None:
         case.home = lane

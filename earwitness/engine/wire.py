@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 class Request(Protocol):
     """What can be asked of an engine."""
 
+    @property
+    def strikes(self) -> int:
+        """See `Rejection.strikes`: those that earlier builds counted."""
+
     def encoded(self, model: str, *, inline: bool) -> bytes:
         """The body to send.
 
@@ -46,6 +50,7 @@ class AskRequest:
         sampling: How the answer is sampled.
         max_tokens: Longest answer, in tokens.
         seed: This request's own seed; None: the engine draws as it likes.
+        strikes: See `Rejection.strikes`: those that earlier builds counted.
     """
 
     messages: tuple[Message, ...]
@@ -53,6 +58,7 @@ class AskRequest:
     sampling: SamplingSettings
     max_tokens: int
     seed: int | None
+    strikes: int = 0
 
     def encoded(self, model: str, *, inline: bool) -> bytes:
         """The body to send; reads the clips when they travel inside it.

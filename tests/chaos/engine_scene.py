@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+import threading
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from earwitness.settings import EngineSettings, SamplingSettings
 from tests.integration.workbench import free_port, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Iterable, Iterator
 
 STANDIN = (sys.executable, "-m", "earwitness.engine.standin")
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,27 @@ class Running:
         command = [*STANDIN, "--port", str(self.port), "--model", self.model, *self.flags]
         self._process = start_guarded(command, log_path=self.log_path)
         wait_for(f"{self.url}/version", self._process, self.log_path)
+
+    @contextmanager
+    def kept_running(self) -> Iterator[None]:
+        """Somebody starts it again each time it dies."""
+        ended = threading.Event()
+
+        def keep() -> None:
+            while not ended.wait(0.1):
+                if self._process is not None and not self._process.alive():
+                    self.stop()
+                    self.start()
+
+        self.start()
+        keeper = threading.Thread(target=keep)
+        keeper.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            keeper.join()
+            self.stop()
 
     def stop(self) -> None:
         if self._process is not None:

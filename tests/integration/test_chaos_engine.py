@@ -19,6 +19,8 @@ from tests.chaos.engine_cases import (
     garbage_for_good,
     too_little_memory,
 )
+from tests.chaos.engine_scene import Running
+from tests.integration.workbench import Published
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,3 +69,18 @@ def test_a_poison_clip_among_many_is_one_row_and_is_remembered(tmp_path: Path, b
         )
 
     poison_among(PoisonBuild(tmp_path / "build", ROWS, SEED), run)
+
+
+def test_a_clip_that_kills_a_given_engine_is_convicted_by_the_third_build(tmp_path: Path, build):
+    poisoned = PoisonBuild(tmp_path / "build", 60, SEED)
+    flags = ("--crash-on", poisoned.poison, "--latency-s", "0.05")
+    stand_in = Running(tmp_path / "stand-in.log", flags)
+    reasons = []
+    with stand_in.kept_running():
+        for _ in range(4):
+            engine = EngineSettings(url=(stand_in.url,), max_num_seqs=8)
+            counts = build(poisoned.manifest, poisoned.output, engine=engine)
+            (rejected,) = Published(poisoned.output).rejections()
+            assert (rejected["id"], counts["answered"]) == (poisoned.poison_row, 59)
+            reasons.append(rejected["earwitness"]["reason"])
+    assert reasons == ["engine_died", "engine_died", "engine_crash", "engine_crash"]

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -159,6 +160,28 @@ async def test_engines_elsewhere_get_the_clips_themselves(tmp_path, stand_in):
             )
             async with client:
                 assert await client.ask(question("?", [clip])) == direct
+
+
+async def test_strikes_of_earlier_builds_reach_the_front(tmp_path):
+    asked = []
+
+    class Noting(Engine):
+        async def ask(self, request):
+            asked.append(request.strikes)
+            return await super().ask(request)
+
+    settings = EngineSettings(command=STANDIN, max_num_seqs=4)
+    noting = Noting(
+        settings, "demo", scratch=tmp_path, clips_per_prompt=1, log_path=tmp_path / "engine.log"
+    )
+    async with noting, EngineFront(noting, scratch=tmp_path) as front:
+        lent = SharedEngine(front.url, front.key, MODEL, 4)
+        async with Engine(
+            EngineSettings(), None, scratch=tmp_path, clips_per_prompt=1, shared=lent
+        ) as client:
+            await client.ask(replace(question("a"), strikes=2))
+            await client.ask(question("b"))
+    assert asked == [2, 0]
 
 
 async def test_a_timeout_is_the_fronts_verdict(tmp_path):

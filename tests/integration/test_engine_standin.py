@@ -8,6 +8,8 @@ import signal
 import socket
 import sys
 import time
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -196,7 +198,7 @@ async def test_the_same_question_waiting_behind_it_does_not_kill_the_engine_agai
         results = await ask_all(engine, texts)
     rejected = [n for n, result in enumerate(results) if not isinstance(result, Answer)]
     assert rejected == [0, 11]
-    assert starts.stat().st_size == 3  # it died once with others, once alone
+    assert starts.stat().st_size == 4  # it died once with others, twice alone
 
 
 async def test_answers_are_the_same_whether_or_not_the_engine_died_meanwhile(own):
@@ -303,29 +305,78 @@ async def test_one_address_gone_for_good_leaves_the_work_to_the_others(running, 
         assert all(isinstance(result, Answer) for result in await asking)
 
 
-async def test_poison_over_given_engines_is_found_though_others_restart_them(running, over):
-    shared = running("--crash-on", POISON, "--latency-s", "0.05")
-    await until_healthy(shared)
+@asynccontextmanager
+async def kept_running(stand_in):
+    """Somebody starts it again each time it dies."""
 
-    async def keep_running():
+    async def keep():
         while True:
             await asyncio.sleep(0.1)
-            if not shared.guarded.alive():
-                shared.start()
+            if not stand_in.guarded.alive():
+                stand_in.start()
 
-    keeping = asyncio.create_task(keep_running())
-    async with over(shared, max_num_seqs=4) as engine:
-        results = await ask_all(engine, ["a", "b", POISON, "c", "d", "e"])
-    keeping.cancel()
-    assert [isinstance(result, Answer) for result in results] == [
-        True,
-        True,
-        False,
-        True,
-        True,
-        True,
-    ]
-    assert results[2].reason is Reason.ENGINE_CRASH
+    await until_healthy(stand_in)
+    keeping = asyncio.create_task(keep())
+    try:
+        yield
+    finally:
+        keeping.cancel()
+
+
+async def test_an_engine_killed_from_outside_twice_convicts_no_record(own):
+    async with own("--latency-s", "0.6", max_num_seqs=4) as engine:
+        await engine.start()
+        asking = asyncio.create_task(ask_all(engine, [f"question {n}" for n in range(3)]))
+        first = await kill_at_work(engine, None)
+        await kill_at_work(engine, first)  # one record is alone with it now
+        assert all(isinstance(result, Answer) for result in await asking)
+
+
+async def kill_at_work(engine, earlier):
+    """Kills an engine that has requests, once it is another than an earlier one."""
+    async with asyncio.timeout(20):
+        while True:
+            guardian = engine.server.pid
+            if guardian not in {None, earlier}:
+                with suppress(EngineUnavailableError):
+                    if (await engine.metrics()).get("vllm:num_requests_running"):
+                        break
+            await asyncio.sleep(0.02)
+    (leader,) = descendants(guardian)
+    os.kill(leader, signal.SIGKILL)
+    return guardian
+
+
+async def test_a_record_that_kills_a_given_engine_is_convicted_by_the_third_build(running, over):
+    shared = running("--crash-on", POISON, "--latency-s", "0.05")
+    strikes = 0
+    async with kept_running(shared):
+        for build in (1, 2, 3):
+            async with over(shared, max_num_seqs=4) as engine:
+                others = [engine.ask(question(text)) for text in ("a", "b", "c", "d")]
+                poison = replace(question(POISON), strikes=strikes)
+                verdict, *results = await asyncio.gather(engine.ask(poison), *others)
+            assert all(isinstance(result, Answer) for result in results)
+            expected = Reason.ENGINE_CRASH if build == 3 else Reason.ENGINE_DIED
+            assert (verdict.reason, verdict.transient) == (expected, build < 3)
+            strikes = verdict.strikes
+
+
+async def test_two_clients_in_step_at_a_given_engine_convict_no_healthy_record(running, over):
+    shared = running("--crash-on", POISON, "--latency-s", "0.3")
+    async with (
+        kept_running(shared),
+        over(shared, max_num_seqs=4) as one,
+        over(shared, max_num_seqs=4) as other,
+    ):
+        await asyncio.gather(one.start(), other.start())
+        mine, theirs = await asyncio.gather(
+            ask_all(one, [f"{POISON} {n}" for n in range(3)]),
+            ask_all(other, ["a", "b", "c"]),
+        )
+    assert [result.reason for result in mine] == [Reason.ENGINE_DIED] * 3
+    for result in theirs:
+        assert isinstance(result, Answer) or result.transient, result
 
 
 async def test_no_engine_at_all_ends_after_the_time_allowed(running, over):

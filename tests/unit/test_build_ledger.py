@@ -6,14 +6,16 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
-from test_build_publish import answered, planned
+from test_build_publish import answered, planned, rejected
 
-from earwitness.build.batch import Batch, Decided, RowState, write_segment
+from earwitness.build.batch import Batch, Decided, RowState, Segment, write_segment
 from earwitness.build.layout import Counts, work_path
 from earwitness.build.persist import persist_shard
+from earwitness.build.retry import build_to_retry
 from earwitness.build.stages import recall_duplicates, recall_rows
 from earwitness.build.status import build_status
 from earwitness.cache.tables import outcome_table
+from earwitness.records import Reason, Rejection, Stage
 from earwitness.runtime import ShardMemory
 
 if TYPE_CHECKING:
@@ -97,3 +99,48 @@ def test_a_shard_does_not_read_what_another_shard_of_its_build_found_out(
     recall_rows(later, Batch([row]).open_rows(), ".shard-00000")
     assert row.outcome == answered(7).outcome
     assert row.reused
+
+
+DIED = Rejection(Stage.GENERATE, Reason.ENGINE_DIED, "it died", strikes=1)
+
+
+def struck(row: int, as_row: int, strikes: int = 1) -> Decided:
+    outcome = dataclasses.replace(
+        answered(as_row).outcome, answer=None, rejection=dataclasses.replace(DIED, strikes=strikes)
+    )
+    return Decided(row, outcome, reused=False)
+
+
+def test_a_record_with_strikes_is_asked_again_by_the_next_build_which_knows_them(tmp_path: Path):
+    persisted(planned(tmp_path), [struck(0, 7), answered(1)])
+    later = planned(tmp_path, name="b-20261123T000000Z-bbbbbb")
+    row = RowState(0, [], [], cache_key=f"{7:064x}")
+    recall_rows(later, [row], ".shard-00000")
+    assert (row.outcome, row.strikes) == (None, 1)
+
+
+def test_a_record_that_is_answered_has_no_strikes_any_more(tmp_path: Path):
+    build = planned(tmp_path)
+    persisted(build, [struck(0, 7)], [same_question(1, 7)])
+    assert stored(build) == [bytes.fromhex(f"{7:064x}")]
+    row = RowState(0, [], [], cache_key=f"{7:064x}")
+    recall_rows(planned(tmp_path, name="b-20261123T000000Z-bbbbbb"), [row], ".shard-00000")
+    assert row.outcome == answered(7).outcome
+
+
+def test_strikes_are_counted_over_the_attempts_at_a_build(tmp_path: Path):
+    build = planned(tmp_path)
+    path = f"{work_path(0)}/batch-00000-0.parquet"
+    write_segment(build, path, [struck(0, 7, strikes=2), answered(1)], [])
+    assert Segment(build, path).strikes() == {f"{7:064x}": 2}
+
+
+def test_strikes_of_an_unfinished_build_are_known_to_the_one_that_retries_it(tmp_path: Path):
+    build = planned(tmp_path)
+    write_segment(build, f"{work_path(0)}/resolved.parquet", [], [])
+    decided = [struck(0, 7), rejected(1)]
+    write_segment(build, f"{work_path(0)}/batch-00000-0.parquet", decided, [])
+    target = build_to_retry(build, ["silent"])
+    row = RowState(0, [], [], cache_key=f"{7:064x}")
+    recall_rows(target, [row], ".shard-00000")
+    assert (row.outcome, row.strikes) == (None, 1)

@@ -34,9 +34,12 @@ def body(**others) -> bytes:
     ).encode()
 
 
-@pytest.mark.parametrize("reason", [Reason.ENGINE_CRASH, Reason.ENGINE_TIMEOUT])
-def test_a_verdict_arrives_as_it_was(reason: Reason):
-    verdict = Rejection(Stage.GENERATE, reason, "it died")
+@pytest.mark.parametrize(
+    ("reason", "strikes"),
+    [(Reason.ENGINE_CRASH, 0), (Reason.ENGINE_TIMEOUT, 0), (Reason.ENGINE_DIED, 2)],
+)
+def test_a_verdict_arrives_as_it_was(reason: Reason, strikes: int):
+    verdict = Rejection(Stage.GENERATE, reason, "it died", strikes)
     told = json.dumps(verdict_json(verdict)).encode()
     assert read_reply(422, told, url="u", model="m") == verdict
 

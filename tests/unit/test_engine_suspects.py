@@ -17,7 +17,8 @@ from earwitness.records import Reason
 class Keeper:
     """A keeper that is told how its engine is."""
 
-    kills_to_convict = 1
+    kills_to_convict = 2
+    shared = False
 
     def __init__(self, lanes, pulse=Pulse.ANSWERS, *, dead=False):
         self.lanes, self.shows, self.dead = lanes, pulse, dead
@@ -67,12 +68,15 @@ async def settle(court, case, trouble):
     return await judge.settle(Setback(trouble), case, lane, deaths=lane.deaths)
 
 
-async def alone(court, case, trouble=Trouble.BROKEN):
-    """The second death, with nobody else there."""
+async def alone(court, case, trouble=Trouble.BROKEN, *, deaths=2):
+    """A death with others there, then some with nobody else there; what the last one means."""
     assert await settle(court, case, trouble) is None
     assert case.home is court[2]
-    court[2].up = True
     await court[0].known(Question(b"poison"), case)
+    for _ in range(deaths - 1):
+        court[2].up = True
+        assert await settle(court, case, trouble) is None
+    court[2].up = True
     return await settle(court, case, trouble)
 
 
@@ -82,9 +86,37 @@ async def test_who_kills_it_alone_did_it(court):
     assert (verdict.reason, verdict.transient) == (Reason.ENGINE_CRASH, False)
 
 
+async def test_one_death_alone_may_be_somebody_elses_doing(court):
+    court[1].dead = True
+    assert await alone(court, Case(), deaths=1) is None
+
+
+async def test_the_deaths_of_one_convicted_record_count_as_one_against_the_engine(court):
+    court[1].dead = True
+    await alone(court, Case())
+    assert court[1].explained == {2}
+    court[0].heard(court[2])
+    assert court[1].explained == {1, 2, 3}
+
+
+@pytest.mark.parametrize(("before", "reason"), [(0, "engine_died"), (1, "engine_died")])
+async def test_where_others_ask_too_a_death_alone_is_a_strike_and_asked_again(
+    court, before, reason
+):
+    court[1].dead, court[1].shared, court[1].kills_to_convict = True, True, 3
+    verdict = await alone(court, Case(strikes=before), deaths=1)
+    assert (verdict.reason, verdict.transient, verdict.strikes) == (reason, True, before + 1)
+
+
+async def test_where_others_ask_too_the_third_strike_convicts(court):
+    court[1].dead, court[1].shared, court[1].kills_to_convict = True, True, 3
+    verdict = await alone(court, Case(strikes=2), deaths=1)
+    assert (verdict.reason, verdict.transient) == (Reason.ENGINE_CRASH, False)
+
+
 async def test_who_hangs_it_alone_is_tried_again_another_day(court):
     court[1].shows = Pulse.NONE
-    verdict = await alone(court, Case(), Trouble.TIMEOUT)
+    verdict = await alone(court, Case(), Trouble.TIMEOUT, deaths=1)
     assert (verdict.reason, verdict.transient) == (Reason.ENGINE_TIMEOUT, True)
     assert len(court[1].revived) == 2
 
@@ -95,7 +127,8 @@ async def test_who_only_lost_its_connections_before_is_not_blamed_for_the_first_
         assert await settle(court, case, Trouble.BROKEN) is None
     assert case.home is court[2]
     court[1].dead = True
-    assert await settle(court, case, Trouble.BROKEN) is None
+    for _ in range(2):
+        assert await settle(court, case, Trouble.BROKEN) is None
     assert (await settle(court, case, Trouble.BROKEN)).reason is Reason.ENGINE_CRASH
 
 

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 _OK = 200
 _NO_ACCESS = frozenset({401, 403})
 _DEAD = 503  # what vLLM's /health says once its engine process is gone
+_RANK_HEADER = "X-data-parallel-rank"
+"""vLLM's header of a request that one certain replica has to answer."""
 _CONNECT_S = 10
 _TOLD_CHARS = 160
 _PAGES = ("/chat/completions", "/completions", "/models", "/health", "/metrics", "/docs")
@@ -143,7 +145,12 @@ class EngineAddress:
         self._closed = False
 
     async def ask(
-        self, request: Request, model: str, *, timeout_s: float | None = None
+        self,
+        request: Request,
+        model: str,
+        *,
+        timeout_s: float | None = None,
+        rank: int | None = None,
     ) -> Answer | Rejection | Setback:
         """Sends one request and reads its reply.
 
@@ -151,6 +158,7 @@ class EngineAddress:
             request: What is asked.
             model: The name the engine serves the model under.
             timeout_s: Another limit than `request_timeout_s`.
+            rank: The replica that has to answer. Default: whichever the engine chooses.
 
         Returns:
             The answer, the record's rejection, or why neither is known yet.
@@ -168,6 +176,8 @@ class EngineAddress:
         headers = {"Content-Type": "application/json"}
         if self._run and request.strikes:
             headers[STRIKES_HEADER] = str(request.strikes)
+        if rank is not None:
+            headers[_RANK_HEADER] = str(rank)
         limit_s = timeout_s or self.request_timeout_s
         timeout = aiohttp.ClientTimeout(total=limit_s, sock_connect=_CONNECT_S)
         try:

@@ -11,7 +11,7 @@ import json
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from earwitness.engine.replies import Setback, Trouble
+from earwitness.engine.replies import Setback, Trouble, replica_metrics
 from earwitness.errors import (
     CredentialsError,
     EngineUnavailableError,
@@ -55,7 +55,28 @@ class _Ping:
         """What it answers is nothing to us."""
 
 
-async def feel(address: EngineAddress, model: str, *, patience_s: float) -> Pulse:
+async def feel_all(address: EngineAddress, model: str, *, patience_s: float) -> Pulse:
+    """Finds out whether an engine answers, each of its replicas by itself.
+
+    Args:
+        address: Where it is.
+        model: The name it serves the model under.
+        patience_s: How long it may take.
+
+    Returns:
+        What it shows; one replica that shows nothing is enough for `NONE`.
+    """
+    ranks = list(await replicas_work(address))
+    asked = ranks if len(ranks) > 1 else [None]
+    shown = await asyncio.gather(
+        *(feel(address, model, patience_s=patience_s, rank=rank) for rank in asked)
+    )
+    return next((pulse for pulse in (Pulse.NONE, Pulse.BUSY) if pulse in shown), Pulse.ANSWERS)
+
+
+async def feel(
+    address: EngineAddress, model: str, *, patience_s: float, rank: int | None = None
+) -> Pulse:
     """Finds out whether an engine answers.
 
     An engine at work on long answers may let a short question wait for its turn: while its
@@ -65,16 +86,17 @@ async def feel(address: EngineAddress, model: str, *, patience_s: float) -> Puls
         address: Where it is.
         model: The name it serves the model under.
         patience_s: How long it may take.
+        rank: The replica that is asked. Default: whichever the engine chooses.
 
     Returns:
         What it shows; a refusal of the question is an answer.
     """
-    done_before = await work_done(address)
+    done_before = await _done(address, rank)
     for number in range(_TRIES):
         if number:
             await asyncio.sleep(_PAUSE_S)
         try:
-            said = await address.ask(_Ping(), model, timeout_s=patience_s)
+            said = await address.ask(_Ping(), model, timeout_s=patience_s, rank=rank)
         except (EngineUnavailableError, ModelIdentityError, CredentialsError, SettingsError):
             return Pulse.NONE
         if not isinstance(said, Setback):
@@ -82,10 +104,32 @@ async def feel(address: EngineAddress, model: str, *, patience_s: float) -> Puls
         if said.trouble is Trouble.BUSY:
             return Pulse.BUSY
         if said.trouble is Trouble.TIMEOUT:
-            done = await work_done(address)
+            done = await _done(address, rank)
             works = done is not None and done_before is not None and done > done_before
             return Pulse.BUSY if works else Pulse.NONE
-    return Pulse.NONE
+    # a replica that hangs says nothing at all
+    return Pulse.NONE if rank is None else Pulse.BUSY
+
+
+async def _done(address: EngineAddress, rank: int | None) -> float | None:
+    if rank is None:
+        return await work_done(address)
+    return (await replicas_work(address)).get(rank)
+
+
+async def replicas_work(address: EngineAddress) -> dict[int, float]:
+    """What each replica behind an address has done so far.
+
+    Args:
+        address: Where the engine is.
+
+    Returns:
+        By replica; empty where the engine does not say.
+    """
+    try:
+        return replica_metrics(await address.metrics_text(), _WORK)
+    except (EngineUnavailableError, SettingsError, CredentialsError):
+        return {}
 
 
 async def work_done(address: EngineAddress) -> float | None:

@@ -10,14 +10,18 @@ from __future__ import annotations
 import json
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from earwitness.engine.relay import raise_or_verdict
 from earwitness.errors import CredentialsError, ModelIdentityError, SettingsError
 from earwitness.records import Answer, Reason, Rejection, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 LARGEST_REPLY_BYTES = 16 * 2**20
 """No answer is as long; whoever sends more is not read to the end."""
@@ -43,6 +47,7 @@ _VARYING = (
     (re.compile(r"\b0x[0-9a-f]+\b", re.IGNORECASE), "<id>"),
 )
 _DETAIL_CHARS = 300
+_ENGINE_LABEL = re.compile(r'(?:^|,)engine="(\d+)"')
 
 
 class Trouble(StrEnum):
@@ -258,6 +263,29 @@ def steady(message: str) -> str:
     if len(message) > _DETAIL_CHARS:
         return message[: _DETAIL_CHARS - 1] + "…"
     return message
+
+
+def replica_metrics(text: str, names: Collection[str]) -> dict[int, float]:
+    """Reads what each replica behind an address has done, from Prometheus' text format.
+
+    Args:
+        text: The page; vLLM labels its metrics with the replica's number, `engine`.
+        names: The counters that are added up.
+
+    Returns:
+        By replica; empty where the page names none, or only some of all.
+    """
+    found: dict[int, float] = {}
+    for line in text.splitlines():
+        name, _, rest = line.partition("{")
+        rank = _ENGINE_LABEL.search(rest) if name in names else None
+        if rank is None:
+            continue
+        with suppress(ValueError):
+            number = float(rest.rpartition(" ")[2])
+            found[int(rank[1])] = found.get(int(rank[1]), 0.0) + number
+    # one of several servers names its own replicas, which it cannot be asked for by these numbers
+    return found if sorted(found) == list(range(len(found))) else {}
 
 
 def parse_metrics(text: str) -> dict[str, float]:

@@ -32,15 +32,38 @@ VERSION = "0.0.0+earwitness.standin"
 
 @dataclass
 class Counters:
-    """What `/metrics` tells; names as vLLM's where vLLM has the same."""
+    """What `/metrics` tells of the server."""
 
     received: int = 0
-    running: int = 0
     peak_open: int = 0
     open: int = 0
+
+
+@dataclass
+class Replica:
+    """One copy of the model: its slots, and what `/metrics` tells of it under vLLM's names."""
+
+    rank: int
+    slots: asyncio.Semaphore
+    asked: int = 0
+    open: int = 0
+    running: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
     finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0})
+
+    def metrics(self, model: str) -> list[str]:
+        """Its lines of the page."""
+        label = f'engine="{self.rank}",model_name="{model}"'
+        return [
+            *(
+                f'vllm:request_success_total{{finished_reason="{reason}",{label}}} {count}'
+                for reason, count in self.finished.items()
+            ),
+            f"vllm:num_requests_running{{{label}}} {self.running}",
+            f"vllm:prompt_tokens_total{{{label}}} {self.prompt_tokens}",
+            f"vllm:generation_tokens_total{{{label}}} {self.generation_tokens}",
+        ]
 
 
 class StandIn:
@@ -56,7 +79,9 @@ class StandIn:
         self.model = model
         self.counters = Counters()
         self.api_key = os.environ.get("VLLM_API_KEY", "")
-        self._slots = asyncio.Semaphore(options.slots or options.max_num_seqs)
+        slots = options.slots or options.max_num_seqs
+        ranks = range(options.data_parallel_size)
+        self._replicas = [Replica(rank, asyncio.Semaphore(slots)) for rank in ranks]
         self._faults = Faults(options)
 
     def application(self) -> web.Application:
@@ -96,15 +121,8 @@ class StandIn:
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         counters = self.counters
-        label = f'model_name="{self.model}"'
-        lines = [
-            f'vllm:request_success_total{{finished_reason="{reason}",{label}}} {count}'
-            for reason, count in counters.finished.items()
-        ]
+        lines = [line for replica in self._replicas for line in replica.metrics(self.model)]
         lines += [
-            f"vllm:num_requests_running{{{label}}} {counters.running}",
-            f"vllm:prompt_tokens_total{{{label}}} {counters.prompt_tokens}",
-            f"vllm:generation_tokens_total{{{label}}} {counters.generation_tokens}",
             f"standin:requests_received_total {counters.received}",
             f"standin:peak_requests_open {counters.peak_open}",
         ]
@@ -131,12 +149,20 @@ class StandIn:
             fault = await self._faults.before(request, asked)
             if fault is not None:
                 return fault
-            answer = await self._answer(asked, int(body.get("max_tokens") or 2**31))
+            replica = self._replica(request.headers.get("X-data-parallel-rank"))
+            limit = int(body.get("max_tokens") or 2**31)
+            answer = await self._answer(replica, asked, limit)
             return await self._faults.instead(request, answer)
         finally:
             counters.open -= 1
 
-    async def _answer(self, asked: Asked, max_tokens: int) -> web.Response:
+    def _replica(self, rank: str | None) -> Replica:
+        """The replica that is asked for, as with vLLM; else the one with the fewest requests."""
+        if rank is not None:
+            return self._replicas[int(rank)]
+        return min(self._replicas, key=lambda replica: replica.open)
+
+    async def _answer(self, replica: Replica, asked: Asked, max_tokens: int) -> web.Response:
         context = self.options.max_model_len
         if context is not None and asked.prompt_tokens >= context:
             return error_reply(
@@ -144,18 +170,26 @@ class StandIn:
                 f"The decoder prompt (length {asked.prompt_tokens}) is longer than the maximum "
                 f"model length of {context}.",
             )
-        async with self._slots:
-            self.counters.running += 1
-            began_s = time.monotonic()
-            try:
-                await self._faults.while_running(asked)
-                await self._think()
-            finally:
-                self.counters.running -= 1
-                self._note_times(began_s)
+        replica.asked += 1
+        replica.open += 1
+        try:
+            await self._work(replica, asked)
+        finally:
+            replica.open -= 1
         words = natural_words(asked, self.options.answer_tokens)
         finish_reason = "length" if len(words) > max_tokens else "stop"
-        return self._completion(asked, words[:max_tokens], finish_reason)
+        return self._completion(replica, asked, words[:max_tokens], finish_reason)
+
+    async def _work(self, replica: Replica, asked: Asked) -> None:
+        async with replica.slots:
+            replica.running += 1
+            began_s = time.monotonic()
+            try:
+                await self._faults.while_running(asked, replica.rank, replica.asked)
+                await self._think(replica)
+            finally:
+                replica.running -= 1
+                self._note_times(began_s)
 
     def _note_times(self, began_s: float) -> None:
         if self.options.times_file is not None:
@@ -163,20 +197,21 @@ class StandIn:
             with self.options.times_file.open("a", encoding="ascii") as file:
                 file.write(line)
 
-    async def _think(self) -> None:
+    async def _think(self, replica: Replica) -> None:
         left_s = self.options.latency_s
         # as with vLLM, a long answer's tokens are counted while it is being made
         while left_s > _TOKEN_S:
             await asyncio.sleep(_TOKEN_S)
             left_s -= _TOKEN_S
-            self.counters.generation_tokens += 1
+            replica.generation_tokens += 1
         await asyncio.sleep(left_s)
 
-    def _completion(self, asked: Asked, words: list[str], finish_reason: str) -> web.Response:
-        counters = self.counters
-        counters.finished[finish_reason] += 1
-        counters.prompt_tokens += asked.prompt_tokens
-        counters.generation_tokens += len(words)
+    def _completion(
+        self, replica: Replica, asked: Asked, words: list[str], finish_reason: str
+    ) -> web.Response:
+        replica.finished[finish_reason] += 1
+        replica.prompt_tokens += asked.prompt_tokens
+        replica.generation_tokens += len(words)
         message = {"role": "assistant", "content": " ".join(words)}
         usage = {
             "prompt_tokens": asked.prompt_tokens,
@@ -185,7 +220,7 @@ class StandIn:
         }
         choice = {"index": 0, "message": message, "finish_reason": finish_reason}
         body = {
-            "id": f"chatcmpl-standin-{counters.received}",
+            "id": f"chatcmpl-standin-{self.counters.received}",
             "object": "chat.completion",
             "model": self.model,
             "choices": [choice],
@@ -213,6 +248,7 @@ def parse_options(argv: list[str]) -> tuple[argparse.Namespace, str]:
     add("--any-model", action="store_true", help="answers whatever model is asked for")
     add("--max-num-seqs", type=int, default=128)
     add("--slots", type=int, default=None, help="answers at once (default: --max-num-seqs)")
+    add("--data-parallel-size", type=int, default=1, help="replicas behind the one address")
     add("--max-model-len", type=int, default=None)
     add("--allowed-local-media-path", type=Path, default=None)
     add("--latency-s", type=float, default=0.0, help="time an answer takes")

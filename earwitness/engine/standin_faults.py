@@ -94,6 +94,8 @@ def add_fault_options(parser: argparse.ArgumentParser) -> None:
     add("--busy-status", type=int, default=429, help="503 instead of 429")
     add("--retry-after", default=None, help="said with it")
     add("--hang-after", type=int, default=None, metavar="N", help="answers N requests, then none")
+    add("--hang-rank", type=int, default=None, metavar="RANK", help="this replica hangs")
+    add("--hang-rank-after", type=int, default=0, metavar="N", help="... after N requests to it")
     add("--hang-health", action="store_true", help="then /health is not answered either")
     add("--garbage", choices=GARBAGE, default=None, help="what it says instead of an answer")
     add("--garbage-rate", type=float, default=1.0, help="share of requests answered so")
@@ -175,16 +177,19 @@ class Faults:
             request.transport.abort()
         return None
 
-    async def while_running(self, asked: Asked) -> None:
+    async def while_running(self, asked: Asked, rank: int, number: int) -> None:
         """What goes wrong while a request holds a slot.
 
         Args:
             asked: What it asks.
+            rank: The replica that has it.
+            number: How many requests that replica has had.
         """
         options = self._options
         over = options.hang_after is not None and self._asked > options.hang_after
         self._hangs |= over or any(map(asked.mentions, options.hang_all_on))
-        if self._hangs or any(map(asked.mentions, options.hang_on)):
+        replica_hangs = rank == options.hang_rank and number > options.hang_rank_after
+        if self._hangs or replica_hangs or any(map(asked.mentions, options.hang_on)):
             await asyncio.Event().wait()
 
     async def instead(self, request: web.Request, answer: web.Response) -> web.StreamResponse:

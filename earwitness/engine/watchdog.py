@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from earwitness.engine.pulse import Pulse, feel, work_done
+from earwitness.engine.pulse import Pulse, feel, feel_all, replicas_work, work_done
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _LONGEST_PATIENCE_S = 30.0
 _LONGEST_LOOK_S = 5.0
+_SEVERAL = 2
 
 
 class Watchdog:
@@ -56,7 +57,7 @@ class Watchdog:
             return Pulse.NONE
         if not self._asks:
             return Pulse.ANSWERS if await lane.address.healthy() else Pulse.NONE
-        return await feel(lane.address, self._lanes.model, patience_s=self._patience_s)
+        return await feel_all(lane.address, self._lanes.model, patience_s=self._patience_s)
 
     async def find_hangs(self, lane: Lane, revive: Callable[[Lane, str], None]) -> None:
         """Has a lane brought back each time it hangs; ends only by being cancelled.
@@ -66,15 +67,62 @@ class Watchdog:
             revive: Brings it back; is told why.
         """
         while True:
-            await self.hang(lane)
+            looks = [asyncio.create_task(self.hang(lane))]
+            if self._asks:
+                looks.append(asyncio.create_task(self.silent_replica(lane)))
+            try:
+                done, _ = await asyncio.wait(looks, return_when=asyncio.FIRST_COMPLETED)
+                what = done.pop().result()
+            finally:
+                for look in looks:
+                    look.cancel()
             self._lanes.mark_down(lane)
-            revive(lane, f"it showed no sign of life for {self._stall_s:g} s")
+            revive(lane, f"{what} showed no sign of life for {self._stall_s:g} s")
 
-    async def hang(self, lane: Lane) -> None:
+    async def silent_replica(self, lane: Lane) -> str:
+        """Waits until one of several replicas behind a lane hangs, which may be never.
+
+        The others answer meanwhile, so that the lane itself is never quiet. A replica whose
+        counters stand still may have nothing to do: it is asked a question of our own.
+
+        Args:
+            lane: A lane that is up, or will be.
+
+        Returns:
+            Which replica.
+        """
+        seen: dict[int, tuple[float, float]] = {}
+        alone_since_death = -1
+        while True:
+            await asyncio.sleep(self._look_s)
+            deaths = lane.deaths
+            works = lane.up and lane.in_flight and lane.address is not None
+            if not works or lane.address is None or deaths == alone_since_death:
+                seen = {}
+                continue
+            work, now_s = await replicas_work(lane.address), time.monotonic()
+            if len(work) == 1:  # it stays so until the engine is another one
+                alone_since_death = deaths
+            if len(work) < _SEVERAL:
+                continue
+            for rank, done in work.items():
+                if seen.get(rank, (None, 0.0))[0] != done:
+                    seen[rank] = (done, now_s)
+            for rank in [r for r in work if now_s - seen[r][1] >= self._stall_s]:
+                model, patience_s = self._lanes.model, self._patience_s
+                shown = await feel(lane.address, model, patience_s=patience_s, rank=rank)
+                if shown is Pulse.NONE and lane.up and lane.deaths == deaths:
+                    return f"its replica {rank}"
+                seen.pop(rank)
+
+    async def hang(self, lane: Lane) -> str:
         """Waits until a lane hangs, which may be never.
 
         Args:
             lane: A lane that is up, or will be.
+
+        Returns:
+            What hangs: all of it.
         """
         quiet_since_s, heard_s, done = time.monotonic(), 0.0, None
         while True:
@@ -92,7 +140,7 @@ class Watchdog:
                 quiet_since_s = now_s - self._stall_s / 2
             elif quiet_s >= self._stall_s:
                 if await self._shows_nothing(lane, done):
-                    return
+                    return "it"
                 quiet_since_s = now_s
 
     async def _shows_nothing(self, lane: Lane, done: float | None) -> bool:

@@ -379,6 +379,50 @@ async def test_two_clients_in_step_at_a_given_engine_convict_no_healthy_record(r
         assert isinstance(result, Answer) or result.transient, result
 
 
+@pytest.mark.parametrize("timeout_s", [60.0, 1.5], ids=["by looking", "by a request's time-out"])
+async def test_one_replica_that_hangs_is_found_while_the_other_answers(own, tmp_path, timeout_s):
+    starts = tmp_path / "starts"
+    flags = ("--hang-rank", "1", "--hang-rank-after", "4", "--starts-file", str(starts))
+    settings = {"data_parallel_size": 2, "stall_timeout_s": 2.0, "request_timeout_s": timeout_s}
+    async with own(*flags, "--latency-s", "0.05", max_num_seqs=2, **settings) as engine:
+        await engine.start()
+        found = asyncio.Event()
+
+        async def go_on():
+            while not found.is_set():
+                assert isinstance(await engine.ask(question("What?")), Answer)
+
+        going_on = [asyncio.create_task(go_on()) for _ in range(5)]
+        limit = time.monotonic() + 30
+        while starts.stat().st_size < 2:
+            assert time.monotonic() < limit, "nobody found it"
+            await asyncio.sleep(0.05)
+        found.set()
+        await asyncio.gather(*going_on)
+
+
+async def test_replicas_that_all_work_are_left_alone(own, tmp_path):
+    starts = tmp_path / "starts"
+    flags = ("--latency-s", "4", "--starts-file", str(starts))
+    settings = {"data_parallel_size": 2, "stall_timeout_s": 1.0}
+    async with own(*flags, max_num_seqs=2, **settings) as engine:
+        results = await ask_all(engine, ["a", "b", "c"])  # one replica is idle for a while
+    assert all(isinstance(result, Answer) for result in results)
+    assert starts.stat().st_size == 1
+
+
+async def test_a_given_engine_with_a_replica_that_hangs_leaves_the_work_to_the_others(
+    running, over
+):
+    hangs = running("--data-parallel-size", "2", "--hang-rank", "0", "--latency-s", "0.02")
+    works = running("--latency-s", "0.02")
+    for stand_in in (hangs, works):
+        await until_healthy(stand_in)
+    async with over(hangs, works, max_num_seqs=4, stall_timeout_s=2.0, timeout_s=3) as engine:
+        results = await ask_all(engine, [f"question {number}" for number in range(40)])
+    assert all(isinstance(result, Answer) for result in results)
+
+
 async def test_no_engine_at_all_ends_after_the_time_allowed(running, over):
     gone = running()
     gone.guarded.stop()

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from earwitness.engine.address import ServedModel, base_url
 from earwitness.engine.given import pick_model, slots_of
-from earwitness.engine.replies import Trouble, parse_metrics, read_reply, retry_after_s, steady
+from earwitness.engine.replies import (
+    Trouble,
+    parse_metrics,
+    read_reply,
+    replica_metrics,
+    retry_after_s,
+    steady,
+)
 from earwitness.engine.standin_answers import natural_words, read_request
 from earwitness.engine.wire import AskRequest, chat_payload
 from earwitness.errors import CredentialsError, ModelIdentityError, SettingsError
@@ -227,6 +234,25 @@ def test_an_address_needs_its_protocol():
 def test_metrics_are_summed_over_labels():
     page = '# HELP x\nx_total{a="1"} 2\nx_total{a="2 3"} 3.0\ny 1e3\nz nonsense\n'
     assert parse_metrics(page) == {"x_total": 5.0, "y": 1000.0}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ((0, 1), {0: 1.0, 1: 3.0}),
+        ((0,), {0: 1.0}),
+        # one server of several, whose replicas cannot be asked for by these numbers
+        ((2, 3), {}),
+        ((), {}),
+    ],
+)
+def test_counters_are_read_by_replica(numbers, expected):
+    lines = [
+        f'x_total{{engine="{number}",model_name="a b"}} {place * 2 + 1}\n'
+        for place, number in enumerate(numbers)
+    ]
+    page = "# HELP x_total\n" + "".join(lines) + 'y_total{engine="7"} 1\nx_total 5\n'
+    assert replica_metrics(page, {"x_total"}) == expected
 
 
 def test_the_only_served_model_needs_no_name(served):

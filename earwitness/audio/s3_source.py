@@ -122,9 +122,14 @@ class S3Source:
         arguments["StartAfter"] = wanted[0].decode()[:-1]
         found: dict[str, Found] = {}
         for _ in range(len(keys) // WANTED_PER_PAGE + 1):
-            page = await retried(
-                lambda: self._page(bucket, arguments), self._patience, timeout_s=60
-            )
+            try:
+                page = await retried(
+                    lambda: self._page(bucket, arguments), self._patience, timeout_s=60
+                )
+            except StorageUnavailableError:
+                if not self._patience.works:
+                    raise
+                break  # this listing alone: what it lacks is asked for by name
             entries = page.get("Contents", [])
             for entry in entries:
                 if entry["Key"] in keys:
@@ -149,7 +154,12 @@ class S3Source:
 
     async def _head(self, uri: str) -> Found:
         async with self._slots:
-            return await retried(lambda: self._head_once(uri), self._patience, timeout_s=60)
+            try:
+                return await retried(lambda: self._head_once(uri), self._patience, timeout_s=60)
+            except StorageUnavailableError:
+                if not self._patience.works:
+                    raise
+                return None  # this clip alone: let the download tell
 
     async def _head_once(self, uri: str) -> Found:
         bucket, key = _split(uri)

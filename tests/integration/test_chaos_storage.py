@@ -37,7 +37,7 @@ from earwitness.errors import (
 )
 from earwitness.identity import ModelIdentity
 from earwitness.manifest.reader import open_manifest
-from earwitness.records import Answer, HeardClip, Outcome, Reason
+from earwitness.records import Answer, HeardClip, Outcome, Reason, Stamp
 from earwitness.settings import BuildSettings, LayoutSettings
 from earwitness.storage import Store
 from tests.chaos.builds import Layout
@@ -206,6 +206,42 @@ def test_refused_credentials_are_told_as_such_by_every_call(
     for call in calls:
         with pytest.raises(CredentialsError, match=code):
             call()
+
+
+async def test_one_clip_whose_stamp_cannot_be_had_leaves_the_others_known(
+    store: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("EARWITNESS_STORAGE_PATIENCE_S", "2")
+    for name in ("a", "b", "c"):
+        await asyncio.to_thread(store.write_bytes, name, b"data")
+    for _ in range(50):
+        proxy.force("HEAD .*/b$", "InternalError")
+    found = await stat_clips([store.uri(name) for name in ("a", "b", "c")])
+    assert found[store.uri("b")] is None  # only fetching it can tell
+    assert isinstance(found[store.uri("a")], Stamp)
+    assert isinstance(found[store.uri("c")], Stamp)
+
+
+async def test_a_folder_that_cannot_be_listed_is_asked_for_clip_by_clip(
+    store: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("EARWITNESS_STORAGE_PATIENCE_S", "2")
+    uris = [store.uri(f"{number}.wav") for number in range(20)] + [store.uri("other/a.wav")]
+    for uri in uris:
+        await asyncio.to_thread(store.write_bytes, uri.removeprefix(f"{store.root}/"), b"data")
+    for _ in range(50):
+        proxy.force("GET /stormy/?$", "InternalError")
+    found = await stat_clips(uris)
+    assert all(isinstance(stamp, Stamp) for stamp in found.values())
+
+
+async def test_object_storage_that_is_down_is_no_clips_fault(
+    store: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("EARWITNESS_STORAGE_PATIENCE_S", "1")
+    proxy.rate = 1.0
+    with pytest.raises(StorageUnavailableError):
+        await stat_clips([store.uri(name) for name in ("a", "b")])
 
 
 async def test_one_clip_that_is_denied_is_denied_alone(

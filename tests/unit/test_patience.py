@@ -53,3 +53,59 @@ def test_one_attempt_that_took_all_the_time_is_made_again():
 def test_the_environment_says_for_how_long(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(VARIABLE, "7.5")
     assert Patience().limit_s == 7.5
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def failing_s(
+    attempts: Attempts, patience: Patience, clock: Clock, *, others_from_s: float
+) -> float:
+    """How long a call that always fails at once is made again while others work from then on."""
+    began_s, made = clock.now_s, 1
+    while (pause_s := attempts.failed()) is not None:
+        clock.now_s += pause_s
+        made += 1
+        if clock.now_s - began_s >= others_from_s:
+            patience.worked()
+        assert made < 100
+    return clock.now_s - began_s
+
+
+def test_a_call_that_fails_alone_is_given_up_within_twenty_seconds():
+    clock = Clock()
+    patience = Patience(60, clock=clock)
+    took_s = failing_s(Attempts(patience), patience, clock, others_from_s=0.0)
+    assert 10 < took_s <= 20
+
+
+def test_a_call_that_fails_alone_is_made_ten_times_at_least():
+    clock = Clock()
+    patience = Patience(60, clock=clock)
+    attempts = Attempts(patience)
+    failing_s(attempts, patience, clock, others_from_s=0.0)
+    assert attempts.failures >= 9
+
+
+def test_a_call_that_failed_with_all_others_has_its_time_when_they_work_again():
+    clock = Clock()
+    patience = Patience(60, clock=clock)
+    took_s = failing_s(Attempts(patience), patience, clock, others_from_s=40.0)
+    assert 50 < took_s <= 80
+
+
+def test_storage_works_once_a_call_did_and_no_longer_when_none_has_for_two_minutes():
+    clock = Clock()
+    patience = Patience(60, clock=clock)
+    assert not patience.works
+    patience.worked()
+    assert patience.works
+    clock.now_s += 121
+    assert not patience.works

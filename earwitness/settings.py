@@ -185,7 +185,8 @@ class EngineSettings(_Model):
     stall_timeout_s: Annotated[float, Field(gt=0)] = 300
     """Restart an engine that has requests but shows no activity for this many seconds."""
     max_restarts: Annotated[int, Field(ge=0)] = 5
-    """How many times a failed engine is restarted within one build."""
+    """How many times an engine that ends for no known reason is restarted. The count starts again
+    when it has run for an hour."""
     price_per_hour: Annotated[float, Field(ge=0)] | None = None
     """Price of one engine with all its GPUs for an hour, in any currency. Reports then show the
     cost."""

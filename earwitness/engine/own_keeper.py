@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_S = 30.0
 _WATCH_S = 5.0
+_FORGET_S = 3600.0
 
 
 class ServerKeeper:
@@ -33,6 +34,8 @@ class ServerKeeper:
         stall_s: How long an engine with requests in flight may show no life.
         first_pause_s: Pause before the second restart; doubles.
         watch_s: How often an engine that nobody asks is looked after.
+        forget_s: An engine that has run for so long has made up for its earlier deaths: a worker's
+            runs for months.
     """
 
     # nobody else asks it, but the first time somebody may have killed it
@@ -48,15 +51,18 @@ class ServerKeeper:
         stall_s: float,
         first_pause_s: float = 1.0,
         watch_s: float = _WATCH_S,
+        forget_s: float = _FORGET_S,
     ) -> None:
         self.server = server
         self._lanes = lanes
         self._max_restarts = max_restarts
         self._first_pause_s = first_pause_s
         self._watch_s = watch_s
+        self._forget_s = forget_s
         self._watchdog = Watchdog(lanes, stall_s=stall_s)
         self._watches: list[asyncio.Task[None]] = []
         self._unexplained: set[int] = set()
+        self._up_since_s = time.monotonic()
         self._revivals = Revivals(lanes)
         self._why = ""
 
@@ -92,7 +98,8 @@ class ServerKeeper:
         if lane.hung and await self._watchdog.pulse(lane) is Pulse.NONE:
             await self.server.stop()
             raise EngineStartError("it came up, and answers nothing", str(self.server.log_path))
-        tell(EngineReady(time.monotonic() - began_s))
+        self._up_since_s = time.monotonic()
+        tell(EngineReady(self._up_since_s - began_s))
         self._lanes.mark_up(lane)
 
     async def died(self, lane: Lane) -> bool:
@@ -124,6 +131,8 @@ class ServerKeeper:
         if self._revivals.begin(lane, self._restart):
             lane.hung = bool(why)
             self._why = why
+            if time.monotonic() - self._up_since_s >= self._forget_s:
+                self._unexplained.clear()
             self._unexplained.add(lane.deaths)
 
     def explain(self, deaths: set[int]) -> None:

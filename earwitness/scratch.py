@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from earwitness.errors import disk_error
+from earwitness.shared_memory import release
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +25,8 @@ SCRATCH_VARIABLE = "EARWITNESS_SCRATCH"
 _PREFIX = "earwitness-"
 _LOCK = "owner.lock"
 _LOGS_KEPT = 20
+_LONGEST_SOCKET_FOLDER = 107 - len("/") - 36
+"""A socket's address has 107 bytes at most; the longest names of sockets are UUIDs."""
 
 
 def scratch_root() -> Path:
@@ -47,6 +50,7 @@ def scratch_folder() -> Iterator[Path]:
 
 def remove_scratch(folder: Path) -> None:
     """Remove a scratch folder, its lock last: when killed on the way, the next sweep goes on."""
+    release(folder)
     with suppress(OSError):
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():
@@ -56,16 +60,34 @@ def remove_scratch(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def make_scratch() -> tuple[Path, IO[str]]:
-    """A scratch folder of our own, readable by nobody else; folders of dead owners are removed."""
+def make_scratch(root: Path | None = None) -> tuple[Path, IO[str]]:
+    """A scratch folder of our own, readable by nobody else; folders of dead owners are removed.
+
+    Args:
+        root: Where it is made. Default: where scratch folders are.
+
+    Returns:
+        The folder, and the lock that says that its owner lives.
+    """
     with scratch_errors():
-        root = scratch_root()
-        sweep_scratch(root)
+        root = root or scratch_root()
+        for swept in {root, temporary_root()}:
+            sweep_scratch(swept)
         # under a name that nobody sweeps until it is locked
         made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=root))
         lock = (made / _LOCK).open("w", encoding="utf-8")
         fcntl.flock(lock, fcntl.LOCK_EX)
         return made.rename(root / made.name[1:]), lock
+
+
+def temporary_root() -> Path:
+    """The system's folder for temporary files: short enough a path for sockets."""
+    return Path(tempfile.gettempdir())
+
+
+def takes_sockets(folder: Path) -> bool:
+    """True where sockets fit into a folder: their addresses have a limit."""
+    return len(os.fsencode(folder)) <= _LONGEST_SOCKET_FOLDER
 
 
 @contextmanager
@@ -152,6 +174,8 @@ def sweep_scratch(root: Path) -> int:
                 continue
             with os.fdopen(os.open(lock_path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not release(lock_path.parent):
+                    continue  # processes of its owner are still ending
                 remove_scratch(lock_path.parent)
                 swept += 1
         except OSError:

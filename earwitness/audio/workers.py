@@ -27,12 +27,14 @@ from earwitness.audio.worker import call_each, serve
 from earwitness.cpus import usable_cpus
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason, Rejection, Stage
+from earwitness.scratch import make_scratch, remove_scratch, takes_sockets, temporary_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
     from multiprocessing.connection import Connection
     from pathlib import Path
+    from typing import IO
 
     from earwitness.audio.decode import DecodedClip
     from earwitness.audio.probe import ProbedClip
@@ -48,6 +50,8 @@ _SEVERAL_S = 1.0
 
 _launching = threading.Lock()
 _open_pools = 0
+_sockets: tuple[Path, IO[str]] | None = None
+"""Where the fork server listens, and the lock that says that we live."""
 
 
 class DecodePool:
@@ -239,6 +243,7 @@ class _Worker:
             process = ForkServerProcess(target=serve, args=(theirs,), daemon=True)
             with _launching, _main_hidden(), _interrupt_blocked():
                 context.set_forkserver_preload(["earwitness.audio.preload"])
+                _make_socket_folder()
                 process.start()
         self._process, self._pipe = process, ours
         return ours
@@ -271,11 +276,35 @@ def _main_hidden() -> Iterator[None]:
             setattr(main, name, value)
 
 
+def _make_socket_folder() -> None:
+    """Have the fork server listen in a folder of ours: a kill leaves it to the next sweep.
+
+    multiprocessing's own folder (`pymp-…`) bears no sign of whether its owner lives.
+    """
+    global _sockets
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001
+    if config.get("tempdir") is not None:
+        return
+    folder, lock = make_scratch(temporary_root())
+    if not takes_sockets(folder):
+        remove_scratch(folder)
+        lock.close()
+        return
+    # no public way to name it
+    config["tempdir"], _sockets = str(folder), (folder, lock)
+
+
 def _count_pools(change: int) -> None:
     """Stop the fork server with the last pool: nothing stays behind."""
-    global _open_pools  # noqa: PLW0603 - the fork server is one per process, as is this count
+    global _open_pools, _sockets  # noqa: PLW0603 - the fork server is one per process
     with _launching:
         _open_pools += change
-        if _open_pools == 0:
-            # no public way to stop it; it starts again by itself when needed
-            forkserver._forkserver._stop()  # type: ignore[attr-defined]  # noqa: SLF001
+        if _open_pools:
+            return
+        # no public way to stop it; it starts again by itself when needed
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]  # noqa: SLF001
+        if _sockets is not None:
+            (folder, lock), _sockets = _sockets, None
+            multiprocessing.current_process()._config["tempdir"] = None  # type: ignore[attr-defined]  # noqa: SLF001
+            remove_scratch(folder)
+            lock.close()

@@ -84,6 +84,7 @@ class ServerKeeper:
         """Finds an engine that died while nobody asked it."""
         while True:
             await asyncio.sleep(self._watch_s)
+            await asyncio.to_thread(self.server.note_memory)
             deaths = lane.deaths
             # whoever asks may see it die while we look, and see to it
             if lane.up and await self.died(lane) and lane.up and lane.deaths == deaths:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import os
 import secrets
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,16 +15,25 @@ from earwitness.credentials import without_known_secrets
 from earwitness.engine.address import EngineAddress
 from earwitness.engine.command import HOST, serve_command
 from earwitness.engine.failure import start_failure_advice, start_failure_reason
-from earwitness.engine.guardian import start_guarded
+from earwitness.engine.guardian import descendants, start_guarded
 from earwitness.errors import (
     CredentialsError,
     EngineStartError,
     EngineUnavailableError,
     SettingsError,
 )
-from earwitness.scratch import engine_log
+from earwitness.scratch import (
+    engine_log,
+    make_scratch,
+    remove_scratch,
+    takes_sockets,
+    temporary_root,
+)
+from earwitness.shared_memory import MemoryRecord
 
 if TYPE_CHECKING:
+    from typing import IO
+
     from earwitness.engine.guardian import Guarded
     from earwitness.settings import EngineSettings
 
@@ -40,6 +51,29 @@ def free_port() -> int:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _temporary(home: Path) -> dict[str, str]:
+    """Environment by which an engine makes sockets and temporary files in a folder of ours."""
+    if not takes_sockets(home):
+        return {}
+    defaults = {"VLLM_RPC_BASE_PATH": str(home)}
+    # what is worth keeping over restarts stays where it would be without us
+    with suppress(KeyError, OSError):  # a user without a name
+        kept = temporary_root() / f"torchinductor_{getpass.getuser()}"
+        defaults["TORCHINDUCTOR_CACHE_DIR"] = str(kept)
+    given = {name: value for name, value in defaults.items() if name not in os.environ}
+    return {"TMPDIR": str(home), **given}
+
+
+def _end(guarded: Guarded, home: tuple[Path, IO[str]] | None, memory: MemoryRecord | None) -> None:
+    """End an engine and remove what its processes could not."""
+    if memory is not None:
+        memory.note(descendants(guarded.pid))
+    guarded.stop()
+    if home is not None:
+        remove_scratch(home[0])
+        home[1].close()
 
 
 class EngineServer:
@@ -74,6 +108,8 @@ class EngineServer:
         self._clips_per_prompt = clips_per_prompt
         self._api_key = secrets.token_urlsafe(24)
         self._guarded: Guarded | None = None
+        self._home: tuple[Path, IO[str]] | None = None
+        self._memory: MemoryRecord | None = None
         self._log_start = 0
 
     async def start(self) -> EngineAddress:
@@ -129,15 +165,22 @@ class EngineServer:
                 return
             await asyncio.sleep(_POLL_S)
 
+    def note_memory(self) -> None:
+        """Writes down what shared memory the engine has, for when it is killed."""
+        if self._guarded is not None and self._memory is not None:
+            self._memory.note(descendants(self._guarded.pid))
+
     async def stop(self) -> None:
         """Ends the engine; returns when nothing of it is left."""
         guarded, self._guarded = self._guarded, None
         address, self.address = self.address, None
         if address is not None:
             await address.close()
+        home, self._home = self._home, None
+        memory, self._memory = self._memory, None
         if guarded is not None:
             # a cancelled caller must not leave an engine half stopped
-            await asyncio.shield(asyncio.to_thread(guarded.stop))
+            await asyncio.shield(asyncio.to_thread(_end, guarded, home, memory))
 
     def _check_folder(self) -> None:
         is_path = self.model.startswith(("/", "./", "../", "~"))
@@ -154,6 +197,9 @@ class EngineServer:
             clips_per_prompt=self._clips_per_prompt,
         )
         self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
+        self._home = await asyncio.to_thread(make_scratch, temporary_root())
+        self._memory = MemoryRecord(self._home[0])
+        env |= _temporary(self._home[0])
         self._guarded = start_guarded(command, log_path=self.log_path, env=env, private=True)
         self.address = EngineAddress(
             f"http://{HOST}:{port}",
@@ -167,7 +213,7 @@ class EngineServer:
     async def _wait_until_it_answers(self, guarded: Guarded, address: EngineAddress) -> None:
         loop = asyncio.get_running_loop()
         limit = loop.time() + self._settings.start_timeout_s
-        while not await self._answers(address):
+        while not await self._answers_noted(address):
             if not guarded.alive():
                 raise EngineStartError(self.last_words(), str(self.log_path))
             if loop.time() > limit:
@@ -175,6 +221,11 @@ class EngineServer:
                 waited = f"it did not answer within {self._settings.start_timeout_s:g} s"
                 raise EngineStartError(waited, str(self.log_path))
             await asyncio.sleep(_POLL_S)
+
+    async def _answers_noted(self, address: EngineAddress) -> bool:
+        answers = await self._answers(address)
+        await asyncio.to_thread(self.note_memory)
+        return answers
 
     async def _answers(self, address: EngineAddress) -> bool:
         if not await address.healthy():

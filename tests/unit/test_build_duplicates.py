@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from earwitness.build.batch import Batch, ClipState, RowState, write_segment
+from earwitness.build.batch import Batch, ClipState, Decided, RowState, write_segment
 from earwitness.build.layout import Build
 from earwitness.build.stages import forget_batch, generate_batch
 from earwitness.errors import EngineUnavailableError
 from earwitness.progress import Advanced, listen
-from earwitness.records import Answer
+from earwitness.records import Answer, Outcome
 from earwitness.runtime import ShardMemory
 from earwitness.settings import BuildSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from earwitness.build.batch import Decided
 
 KEY = "ab" * 32
 
@@ -129,6 +129,47 @@ def test_progress_counts_a_row_once_however_often_its_batch_is_tried(tmp_path: P
     finally:
         unlisten()
     assert told == [Advanced(generated=1)]
+
+
+class SlowStore:
+    """Stands in for storage that takes its time over every file."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def open(self, path: str) -> Any:
+        time.sleep(0.2)
+        return self._store.open(path)
+
+
+def test_reading_what_another_batch_was_answered_does_not_hold_up_the_loop(tmp_path: Path):
+    settings = BuildSettings(manifest="m.jsonl", output=str(tmp_path))
+    memory = ShardMemory()
+    runtime: Any = SimpleNamespace(settings=settings, engine=CountingEngine())
+    build, path = Build(str(tmp_path), "b"), "work/shard-00000/batch-00000-x.parquet"
+    known = Outcome(KEY, Answer("known", "stop", 3, 2))
+    write_segment(build, path, [Decided(0, known, reused=False)], [])
+    memory.answered[bytes.fromhex(KEY)] = path
+    slow: Any = SimpleNamespace(store=SlowStore(build.store))
+    ticks = []
+
+    async def tick() -> None:
+        while True:
+            ticks.append(time.monotonic())
+            await asyncio.sleep(0.01)
+
+    async def both() -> list[Decided]:
+        ticking = asyncio.create_task(tick())
+        await asyncio.sleep(0)
+        decided = await generate_batch(runtime, slow, memory, asks(1), tmp_path)
+        ticking.cancel()
+        return decided
+
+    (answered,) = asyncio.run(both())
+    assert answered.outcome == known
+    pauses = [later - earlier for earlier, later in itertools.pairwise(ticks)]
+    assert len(ticks) > 5
+    assert max(pauses) < 0.15
 
 
 def test_questions_about_the_same_clip_are_asked_side_by_side_and_told_in_the_batchs_order(

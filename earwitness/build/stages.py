@@ -250,7 +250,8 @@ async def generate_batch(
             outcome, reused = row.outcome, row.reused
         else:
             question = memory.questions.get(row.cache_key)
-            asked_here = question is None
+            stored = bytes.fromhex(row.cache_key) in memory.answered
+            asked_here = question is None and not stored
             if question is None:
                 heard = tuple(clip.heard for uri in row.clips if (clip := batch.clips[uri]).heard)
                 row.strikes = max(row.strikes, memory.strikes.get(row.cache_key, 0))

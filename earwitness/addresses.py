@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-import posixpath
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from urllib.parse import unquote, urljoin, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from yarl import URL
 
 _SIGNATURES = (
     "X-Amz-Signature|X-Amz-Credential|X-Amz-Security-Token|AWSAccessKeyId|Signature|"
@@ -17,6 +20,11 @@ _SIGNED = re.compile(rf"(?i)([?&](?:{_SIGNATURES})=)[^&\s'\"#]+")
 # a key may hold slashes; what follows a host and a colon is a port, not a password
 _LOGIN = re.compile(r"(://)([^/?#@\s:]*:(?!\d+[/?#])[^?#@\s]+)(?=@)")
 _HTTP_LOGIN = re.compile(r"(?i)(https?://)([^/?#@\s]+)(?=@)")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_TARGET = re.compile(r"[/?#]")
+_TAIL = re.compile(r"[?#]")
+# what RFC 3986 lets no address hold, and a percent sign that encodes nothing
+_NEVER_SENT = re.compile(r"[^!#-;=?-\[\]_a-z~]|%(?![0-9A-Fa-f]{2})")
 
 KNOWN_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "file")
 """Schemes that people write. Which of them can be opened depends on the packages installed."""
@@ -122,6 +130,89 @@ def _url_fault(uri: str) -> str | None:
     return fault
 
 
+def exact_url(text: str) -> URL:
+    """A web address as it is sent: the text of its path and query stays as it is.
+
+    A signature is made over that very text. Only characters that no request can hold (spaces,
+    control characters, letters outside ASCII) are percent-encoded, once.
+
+    Args:
+        text: An address with its scheme.
+
+    Raises:
+        ValueError: It is no address.
+    """
+    from yarl import URL
+
+    scheme, mark, rest = text.partition("://")
+    if not mark:
+        return URL(text)
+    authority, target = _split_authority(rest)
+    origin = URL(f"{scheme}://{authority}")
+    target = target.partition("#")[0]
+    if not target.startswith("/"):
+        target = f"/{target}"
+    # the query stays in the path: taken apart, an empty one would lose its question mark
+    return URL.build(
+        scheme=origin.scheme,
+        authority=origin.raw_authority,
+        path=_NEVER_SENT.sub(_encoded, target),
+        encoded=True,
+    )
+
+
+def _encoded(found: re.Match[str]) -> str:
+    # bytes of a header that are no UTF-8 come as surrogates
+    return "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogateescape"))
+
+
+def join_web(base: str, reference: str) -> str:
+    """Resolve a reference against a web address; neither text is normalised.
+
+    Args:
+        base: Absolute address, of a page or of a folder with its slash.
+        reference: As a redirect or a manifest names it. Only the dots of its relative path are
+            resolved.
+    """
+    if _SCHEME.match(reference):
+        return reference
+    scheme, _, rest = base.partition("://")
+    authority, target = _split_authority(rest)
+    target = target.partition("#")[0]
+    path, mark, query = target.partition("?")
+    origin = f"{scheme}://{authority}"
+    if reference.startswith("//"):
+        return f"{scheme}:{reference}"
+    if reference.startswith("/"):
+        return origin + reference
+    if reference.startswith("?"):
+        return origin + path + reference
+    if reference.startswith("#") or not reference:
+        return origin + path + mark + query + reference
+    relative = _TAIL.split(reference, maxsplit=1)[0]
+    folders = path.split("/")[:-1] or [""]
+    return origin + _walk(folders, relative, lowest=1) + reference[len(relative) :]
+
+
+def _split_authority(rest: str) -> tuple[str, str]:
+    authority = _TARGET.split(rest, maxsplit=1)[0]
+    return authority, rest[len(authority) :]
+
+
+def _walk(folders: list[str], path: str, *, lowest: int = 0) -> str:
+    """A path that starts from folders, its dots resolved and its empty names kept."""
+    names = list(folders)
+    steps = path.split("/")
+    for step in steps:
+        if step == "..":
+            del names[max(lowest, len(names) - 1) :]
+        elif step != ".":
+            names.append(step)
+    if steps[-1] in {".", ".."}:
+        names.append("")
+    return "/".join(names)
+
+
 def join_uri(base: str, relative: str) -> str:
     """Resolve a path against a folder, as a manifest means it.
 
@@ -130,7 +221,11 @@ def join_uri(base: str, relative: str) -> str:
         relative: Path (`a.wav`, `../a.wav`), absolute path or full URL.
 
     Returns:
-        An absolute URI; `..` is folded away without touching the file system.
+        An absolute URI; `..` is folded away without touching the file system. Keys of object
+        storage and web addresses keep every other character, double slashes too.
+
+    Raises:
+        ValueError: It is no address.
     """
     if split_protocol(relative) != "file" or relative[:7].lower() == "file://":
         return relative
@@ -138,15 +233,16 @@ def join_uri(base: str, relative: str) -> str:
     if protocol == "file":
         return os.path.normpath(local_path(base).absolute() / relative)
     if protocol in {"http", "https"}:
-        folder = base.rstrip("/") + "/"
-        joined = urljoin(folder, relative)
+        folder = base if base.endswith("/") else f"{base}/"
+        joined = join_web(folder, relative)
+        urlsplit(joined)  # half of an IPv6 address is refused here
         # "file:/x" and " file:///x" are odd names of files in the folder, no way out of the web
         web = split_protocol(joined) in {"http", "https"}
-        return joined if web else urljoin(folder, f"./{relative}")
+        return joined if web else join_web(folder, f"./{relative}")
     if relative.startswith("/"):
         return relative
     root, _, path = base.partition("://")
-    return f"{root}://{posixpath.normpath(posixpath.join(path, relative))}"
+    return f"{root}://{_walk(path.removesuffix('/').split('/'), relative)}"
 
 
 def parent_uri(uri: str) -> str:
@@ -155,4 +251,6 @@ def parent_uri(uri: str) -> str:
         return str(local_path(uri).absolute().parent)
     if split_protocol(uri) in {"http", "https"}:
         uri = uri.partition("?")[0]  # a signature may hold slashes
-    return uri.rpartition("/")[0]
+    folder = uri.rpartition("/")[0]
+    # a folder whose name is empty is named by its slash
+    return f"{folder}/" if folder.endswith("/") else folder

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
-from earwitness.addresses import local_path, split_protocol
+from earwitness.addresses import exact_url, local_path, split_protocol
 from earwitness.errors import FatalError, StorageUnavailableError
 from earwitness.patience import Attempts, Patience
 from earwitness.records import Stamp
@@ -27,7 +27,8 @@ REQUEST_ATTEMPTS = 3
 """How often botocore makes one request of a call that may take many (a listing, a large upload)."""
 
 S3 = frozenset({"s3", "s3a"})
-_STREAMED = frozenset({"file", "http", "https"})
+_WEB = frozenset({"http", "https"})
+_STREAMED = _WEB | {"file"}
 """Read without repetition: local files, and web servers, which may not give parts."""
 
 _UNEXPLAINED = frozenset({"400", "403"})
@@ -56,6 +57,8 @@ def _filesystem(protocol: str) -> Any:
         options["session"] = _session()
         # our own instance: whoever else uses s3fs in this process has its own ideas of retries
         options["skip_instance_cache"] = True
+    if protocol in _WEB:
+        options |= {"encoded": True, "get_client": _web_session}
     try:
         fs = fsspec.filesystem(protocol, **options)
     except ImportError as error:
@@ -65,6 +68,14 @@ def _filesystem(protocol: str) -> Any:
         # parts of a file are held against its ETag here: not every server heeds `If-Match`
         fs.local_expiry_check = True
     return fs
+
+
+async def _web_session(**options: Any) -> Any:
+    import aiohttp
+
+    # addresses go out as they are given, also those of redirects
+    options = {"requote_redirect_url": False, **options}
+    return aiohttp.ClientSession(**options)
 
 
 def _session() -> Any:
@@ -98,6 +109,8 @@ def filesystem(uri: str) -> tuple[Any, str]:
         fs = _filesystem(protocol)
     except ValueError as error:
         raise FatalError(f"nothing here can open {protocol}:// addresses ({uri})") from error
+    if protocol in _WEB:
+        return fs, str(exact_url(uri))
     return fs, cast("str", fs._strip_protocol(uri))  # noqa: SLF001 - fsspec's way to split a URL
 
 

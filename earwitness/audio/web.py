@@ -10,13 +10,15 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
-from yarl import URL
 
 from earwitness.access import WEB, literal_address
+from earwitness.addresses import exact_url, join_web
 from earwitness.records import Reason
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+
+    from yarl import URL
 
     from earwitness.access import AccessPolicy
     from earwitness.audio.pace import Pace
@@ -83,20 +85,25 @@ class WebClient:
             TimeoutError: No answer in time.
         """
         url = home = _url(uri)
+        text = uri
         strict = not self._access.trusted
         for _ in range(MAX_REDIRECTS + 1):
             self._check(url, strict=strict)
             session = self._session(url, strict=strict)
             async with asyncio.timeout(self._pace.answer_s):
                 response = await session.request(
-                    method, url, headers=headers, allow_redirects=False
+                    method,
+                    url,
+                    headers=headers,
+                    allow_redirects=False,
                 )
             async with response:
-                target = _target(response)
-                if target is None:
+                location = _location(response)
+                if location is None:
                     yield response
                     return
-            url = target
+            text = join_web(text, location)
+            url = _url(text)
             strict = strict or not _same_host(home, url)
         raise NotFollowedError(Reason.CLIP_MISSING, f"it redirects more than {MAX_REDIRECTS} times")
 
@@ -181,22 +188,16 @@ class JudgingResolver(AbstractResolver):
         await self._inner.close()
 
 
-def _url(uri: str) -> URL:
+def _url(text: str) -> URL:
     try:
-        return URL(uri)
+        return exact_url(text)
     except ValueError as error:
-        raise aiohttp.InvalidURL(uri) from error
+        raise aiohttp.InvalidURL(text) from error
 
 
-def _target(response: aiohttp.ClientResponse) -> URL | None:
-    """Where an answer redirects to; None: it does not."""
-    location = response.headers.get("Location") if response.status in _REDIRECTS else None
-    if location is None:
-        return None
-    try:
-        return response.url.join(URL(location))
-    except ValueError:
-        return None
+def _location(response: aiohttp.ClientResponse) -> str | None:
+    """Where an answer redirects to, as it says it; None: it does not."""
+    return response.headers.get("Location") if response.status in _REDIRECTS else None
 
 
 def _same_host(home: URL, url: URL) -> bool:

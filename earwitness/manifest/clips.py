@@ -134,7 +134,8 @@ class ClipResolver:
         folder += slash
         base = self._folders.get(folder)
         if base is None:
-            base = self._joined(folder, path).rstrip("/") + "/"
+            base = self._joined(folder, path)
+            base = base if base.endswith("/") else f"{base}/"
             _remember(self._folders, folder, base)
         return base + name
 

@@ -75,9 +75,18 @@ class StandIn:
 
 @dataclass
 class WebServer:
-    """A web server on loopback that serves from memory, with ETags, and counts."""
+    """A web server on loopback that serves from memory, with ETags, and counts.
+
+    Objects are known by the exact text of a request's target, as a signature over it would be.
+    """
 
     objects: dict[str, bytes] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    """Targets that redirect, and where to."""
+    sent: dict[str, str] = field(default_factory=dict)
+    """Headers of every answer."""
+    requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    """Targets that were asked for, with the request's headers, their names in lower case."""
     statuses: dict[str, int] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     downloads: Counter[str] = field(default_factory=Counter)
@@ -91,19 +100,30 @@ class WebServer:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                web.downloads[self.path] += 1
-                while self.path in web.held:
+                web.downloads[self._target()] += 1
+                while self._target() in web.held:
                     time.sleep(0.1)
                 self._reply()
 
             def do_HEAD(self) -> None:
                 self._reply()
 
+            def _target(self) -> str:
+                # `self.path` has its leading slashes folded
+                return self.requestline.split(" ")[1]
+
             def _reply(self) -> None:
-                body = web.objects.get(self.path, b"")
-                found = 200 if self.path in web.objects else 404
-                self.send_response(web.statuses.get(self.path, found))
-                version = web.versions.get(self.path) or hashlib.md5(body).hexdigest()  # noqa: S324 - an ETag, as S3 makes them
+                target = self._target()
+                asked = {name.lower(): value for name, value in self.headers.items()}
+                web.requests.append((target, asked))
+                body = web.objects.get(target, b"")
+                found = 200 if target in web.objects else 302 if target in web.places else 404
+                self.send_response(web.statuses.get(target, found))
+                if target in web.places:
+                    self.send_header("Location", web.places[target])
+                for name, value in web.sent.items():
+                    self.send_header(name, value)
+                version = web.versions.get(target) or hashlib.md5(body).hexdigest()  # noqa: S324 - an ETag, as S3 makes them
                 self.send_header("ETag", f'"{version}"')
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()

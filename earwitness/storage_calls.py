@@ -73,8 +73,8 @@ def _filesystem(protocol: str) -> Any:
 async def _web_session(**options: Any) -> Any:
     import aiohttp
 
-    # addresses go out as they are given, also those of redirects
-    options = {"requote_redirect_url": False, **options}
+    # addresses go out as they are given, also those of redirects; what servers set is not kept
+    options = {"requote_redirect_url": False, "cookie_jar": aiohttp.DummyCookieJar(), **options}
     return aiohttp.ClientSession(**options)
 
 

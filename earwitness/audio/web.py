@@ -96,6 +96,7 @@ class WebClient:
                     url,
                     headers=headers,
                     allow_redirects=False,
+                    proxy=self._proxy(url),
                 )
             async with response:
                 location = _location(response)
@@ -128,7 +129,7 @@ class WebClient:
             raise NotFollowedError(Reason.ADDRESS_REFUSED, why)
 
     def _session(self, url: URL, *, strict: bool) -> aiohttp.ClientSession:
-        proxied = url.scheme in self._proxies and not proxy_bypass(url.raw_host or "")
+        proxied = self._proxy(url) is not None
         kind = "proxied" if proxied else "strict" if strict else "lax"
         if kind not in self._sessions:
             resolver = None if proxied else JudgingResolver(self._access, strict=strict)
@@ -140,9 +141,19 @@ class WebClient:
                 # the bytes as stored: a compressed copy would have another hash and length
                 headers={"Accept-Encoding": "identity", "User-Agent": "earwitness"},
                 auto_decompress=False,
-                trust_env=True,
+                # strangers get no login out of ~/.netrc, and what they set is not kept
+                trust_env=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
             )
         return self._sessions[kind]
+
+    def _proxy(self, url: URL) -> str | None:
+        """The proxy that the environment names for an address; None: it is asked directly."""
+        proxy = self._proxies.get(url.scheme)
+        host = url.raw_host or ""
+        if proxy is None or proxy_bypass(host) or proxy_bypass(f"{host}:{url.port}"):
+            return None
+        return proxy if "://" in proxy else f"http://{proxy}"
 
 
 class JudgingResolver(AbstractResolver):

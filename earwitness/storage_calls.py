@@ -202,7 +202,11 @@ def stamp_of(uri: str) -> Stamp:
         status = local_path(uri).stat()
         return Stamp(status.st_size, f"{status.st_mtime_ns}:{status.st_ino}")
     fs, path = filesystem(uri)
-    info = asked(uri, lambda: fs.info(path))
+    return stamp_from(asked(uri, lambda: fs.info(path)))
+
+
+def stamp_from(info: dict[str, Any]) -> Stamp:
+    """The stamp that fsspec's facts of an object hold; no version where there is none."""
     version = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime")
     return Stamp(int(info.get("size") or 0), str(version or "").strip('"'))
 

@@ -71,11 +71,53 @@ _PASSING_ERRNOS = frozenset(
         errno.ETIMEDOUT,
     }
 )
-_PASSING_MODULES = ("aiohttp.", "botocore.", "aiobotocore.", "urllib3.")
-_NOT_PASSING = frozenset({"ParamValidationError", "InvalidURL", "ProfileNotFound", "NoRegionError"})
+_PASSING_MODULES = (
+    "aiohttp.",
+    "botocore.",
+    "aiobotocore.",
+    "urllib3.",
+    "requests.",
+    "httpx.",
+    "httpx2.",
+    "httpcore.",
+)
+_NOT_PASSING = frozenset(
+    {
+        "InvalidURL",
+        "NoRegionError",
+        "ParamValidationError",
+        "ProfileNotFound",
+        "TooManyRedirects",
+        "UnsupportedProtocol",
+    }
+)
 _NO_CREDENTIALS = frozenset(
     {"CredentialRetrievalError", "NoCredentialsError", "PartialCredentialsError"}
 )
+
+
+# errors of huggingface_hub, by name: importing it to compare them takes seconds
+_DENIED = frozenset({"DisabledRepoError", "GatedRepoError"})
+_MISSING = frozenset(
+    {
+        "BucketNotFoundError",
+        "EntryNotFoundError",
+        "RepositoryNotFoundError",
+        "RevisionNotFoundError",
+    }
+)
+_MISSING_STATUS = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
+_DENIED_STATUS = frozenset(
+    {
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS,
+    }
+)
+_REFUSED_LOGIN = "Invalid credentials in Authorization header"
+"""How a hub refuses a token that it does not know, whatever is asked for."""
+_NO_SUCH = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.ENODEV})
+"""Names that no file can have, links in a circle, devices without a driver."""
 
 
 def error_code(error: BaseException) -> str:
@@ -85,14 +127,43 @@ def error_code(error: BaseException) -> str:
 
 def _answer(error: BaseException) -> tuple[str, int]:
     """S3's error code and the HTTP status behind an error; empty and 0 where there was none."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _causes(error):
         response = getattr(cause, "response", None)
         if isinstance(response, dict):
             code = str(response.get("Error", {}).get("Code", ""))
             return code, int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        cause = cause.__cause__
+        status = getattr(response, "status_code", None)
+        if isinstance(status, int):
+            return "", status
     return "", 0
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it was raised from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def says_denied(error: BaseException) -> bool:
+    """Whether an error says that an object may not be read."""
+    names = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
+    if isinstance(error, PermissionError) or names & _DENIED:
+        return True
+    # a hub answers 401 for what is not there, too, and says so by the error's kind
+    code, status = _answer(error)
+    return not names & _MISSING and not code and status in _DENIED_STATUS
+
+
+def says_missing(error: BaseException) -> bool:
+    """Whether an error says that there is no such object."""
+    kinds = FileNotFoundError | NotADirectoryError | IsADirectoryError
+    if isinstance(error, kinds) or (isinstance(error, OSError) and error.errno in _NO_SUCH):
+        return True
+    names = {kind.__name__ for kind in type(error).__mro__}
+    code, status = _answer(error)
+    return bool(names & _MISSING) or (not code and status in _MISSING_STATUS)
 
 
 def translate_error(error: BaseException, uri: str) -> EarwitnessError | None:
@@ -109,10 +180,12 @@ def translate_error(error: BaseException, uri: str) -> EarwitnessError | None:
     """
     name = type(error).__name__
     code, status = _answer(error)
-    if code in CREDENTIAL_CODES or name in _NO_CREDENTIALS:
+    bad_token = status == HTTPStatus.UNAUTHORIZED and _REFUSED_LOGIN in str(error)
+    if code in CREDENTIAL_CODES or name in _NO_CREDENTIALS or bad_token:
         return CredentialsError(
             f"the storage of {uri} refused the credentials ({code or name}); "
-            "they come from the environment (for S3 AWS_ACCESS_KEY_ID, AWS_PROFILE, …)"
+            "they come from the environment (for S3 AWS_ACCESS_KEY_ID, AWS_PROFILE, …; "
+            "for hf:// HF_TOKEN)"
         )
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, OSError) and (full := disk_error(error, uri)):

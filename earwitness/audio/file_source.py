@@ -8,23 +8,26 @@ import stat as stats
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from earwitness.access import outside
 from earwitness.addresses import local_path
 from earwitness.audio.sink import CHUNK_BYTES
-from earwitness.audio.source import Found, bad_uri, missing, raise_ours, refused
-from earwitness.errors import BadRecordError, StorageUnavailableError
+from earwitness.audio.source import Found, bad_uri, missing, raise_ours, refused, shown
+from earwitness.errors import BadRecordError, EarwitnessError, StorageUnavailableError
+from earwitness.patience import Patience
 from earwitness.records import Stage, Stamp
-from earwitness.storage_calls import filesystem, stamp_of
-from earwitness.storage_errors import translated
+from earwitness.storage_calls import filesystem, stamp_from
+from earwitness.storage_errors import says_denied, says_missing, translated
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from io import FileIO
 
     from earwitness.access import AccessPolicy
     from earwitness.audio.sink import ClipSink
+
+T = TypeVar("T")
 
 TRUSTED_AGE_NS = 2_000_000_000
 """A file modified within 2 s of the read may change again under the same time stamp."""
@@ -70,21 +73,43 @@ class AnySource:
 
     def __init__(self, threads: int) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="clips-any")
+        self._patience = Patience()
 
     async def fetch(self, uri: str, sink: ClipSink) -> Stamp | None:
         """See `ClipSource.fetch`."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, _read_any, uri, sink)
+        return await loop.run_in_executor(self._threads, _waited_for, _read_any, uri, sink)
 
     async def stat(self, uris: Sequence[str]) -> dict[str, Found]:
         """See `ClipSource.stat`."""
         loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._threads, _stat_any, uri) for uri in uris]
+        jobs = [loop.run_in_executor(self._threads, _waited_for, self._stat, uri) for uri in uris]
         return dict(zip(uris, await asyncio.gather(*jobs), strict=True))
 
     async def close(self) -> None:
         """See `ClipSource.close`."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _stat(self, uri: str) -> Found:
+        if self._patience.spent:  # the download tells, and is what is waited for
+            return None
+        try:
+            with translated(uri):
+                stamp = _any_stamp(uri)
+        except StorageUnavailableError:
+            self._patience.failed()
+            return None
+        except (TypeError, ValueError, NotImplementedError):
+            return None
+        except Exception as error:
+            self._patience.worked()
+            if says_denied(error):
+                return None
+            if says_missing(error):
+                return missing(uri, Stage.RESOLVE)
+            raise
+        self._patience.worked()
+        return stamp
 
 
 def _read_file(access: AccessPolicy, uri: str, sink: ClipSink) -> Stamp | None:
@@ -188,34 +213,38 @@ def _status(access: AccessPolicy, uri: str) -> os.stat_result:
         os.close(place)
 
 
+def _waited_for(call: Callable[..., T], *arguments: Any) -> T:
+    """A call in a thread whose end somebody waits for in an event loop."""
+    try:
+        return call(*arguments)
+    except StopIteration as error:
+        # no future of asyncio takes it: it would be waited for for ever
+        raise RuntimeError("StopIteration") from error
+
+
 def _any_stamp(uri: str) -> Stamp | None:
-    stamp = stamp_of(uri)
+    fs, path = filesystem(uri)
+    stamp = stamp_from(fs.info(path))
     return stamp if stamp.version else None
 
 
 def _read_any(uri: str, sink: ClipSink) -> Stamp | None:
     try:
         before = _any_stamp(uri)
-        with translated(uri):
-            fs, path = filesystem(uri)
-            with fs.open(path, "rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    sink.write(chunk)
+        fs, path = filesystem(uri)
+        with fs.open(path, "rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                sink.write(chunk)
         after = _any_stamp(uri)
-    except (TypeError, ValueError):
+    except EarwitnessError:
+        raise
+    except (TypeError, ValueError, NotImplementedError) as error:
+        if isinstance(error, OSError):  # a hub's answer, which is both
+            raise_ours(error, uri, Stage.FETCH)
         # file systems that want more than an address (zip:// without its archive)
         raise BadRecordError(bad_uri(uri)) from None
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001 - each library has errors of its own
         raise_ours(error, uri, Stage.FETCH)
     if before != after or (after is not None and after.size_bytes != sink.size_bytes):
-        raise StorageUnavailableError(f"{uri} changed while it was read")
+        raise StorageUnavailableError(f"{shown(uri)} changed while it was read")
     return after
-
-
-def _stat_any(uri: str) -> Found:
-    try:
-        return _any_stamp(uri)
-    except FileNotFoundError:
-        return missing(uri, Stage.RESOLVE)
-    except (OSError, TypeError, ValueError):
-        return None

@@ -73,7 +73,8 @@ class S3Source:
 
     async def stat(self, uris: Sequence[str]) -> dict[str, Found]:
         """See `ClipSource.stat`."""
-        folders: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+        # one object may be named in several ways
+        folders: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(dict)
         found: dict[str, Found] = {}
         for uri in uris:
             try:
@@ -82,7 +83,7 @@ class S3Source:
                 found[uri] = bad_uri(uri, Stage.RESOLVE)
                 continue
             folder, slash, _ = key.rpartition("/")
-            folders[bucket, folder + slash][key] = uri
+            folders[bucket, folder + slash].setdefault(key, []).append(uri)
         parts = [self._stat_folder(where, keys) for where, keys in folders.items()]
         for part in await asyncio.gather(*parts):
             found.update(part)
@@ -101,18 +102,20 @@ class S3Source:
         # s3fs has no public call that gives an object's ETag together with its bytes
         return await self._fs._call_s3(method, self._fs.kwargs, **arguments)  # noqa: SLF001
 
-    async def _stat_folder(self, where: tuple[str, str], keys: dict[str, str]) -> dict[str, Found]:
+    async def _stat_folder(
+        self, where: tuple[str, str], keys: dict[str, list[str]]
+    ) -> dict[str, Found]:
         listed: dict[str, Found] = {}
         if len(keys) >= DENSE:
             async with self._slots:
                 listed = await self._listed(where, keys)
         # what a listing lacks is asked for by name: not every server lists in S3's order
-        rest = [uri for key, uri in keys.items() if key not in listed]
+        rest = [uri for key, uris in keys.items() if key not in listed for uri in uris]
         answers = await asyncio.gather(*(self._head(uri) for uri in rest))
-        found = {keys[key]: stamp for key, stamp in listed.items()}
+        found = {uri: stamp for key, stamp in listed.items() for uri in keys[key]}
         return found | dict(zip(rest, answers, strict=True))
 
-    async def _listed(self, where: tuple[str, str], keys: dict[str, str]) -> dict[str, Found]:
+    async def _listed(self, where: tuple[str, str], keys: dict[str, list[str]]) -> dict[str, Found]:
         """Stamps from listing the stretch of a folder that the wanted keys lie in."""
         bucket, prefix = where
         wanted = sorted(key.encode() for key in keys)

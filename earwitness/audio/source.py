@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -11,7 +10,7 @@ from earwitness.addresses import split_protocol, without_secrets
 from earwitness.errors import BadRecordError, StorageUnavailableError
 from earwitness.patience import FIRST_PAUSE_S, MOST_ATTEMPTS, Attempts
 from earwitness.records import Reason, Rejection, Stage, Stamp
-from earwitness.storage_errors import translate_error
+from earwitness.storage_errors import says_denied, says_missing, translate_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -22,11 +21,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_SHOWN = 1000
+"""So many characters of an address are shown; one may be a whole file in base64."""
+
 Found = Stamp | Rejection | None
 """A clip's stamp; why there is none to be had; or None: only fetching it can tell."""
-
-_NO_SUCH = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.ENODEV}
-"""Names that no file can have, links in a circle, devices without a driver."""
 
 
 class ClipSource(Protocol):
@@ -50,7 +49,12 @@ class ClipSource(Protocol):
 
 
 def shown(uri: str) -> str:
-    """A URI for messages: without the query, which may be a signature."""
+    """A URI for messages: without the query, which may be a signature, and of bearable length."""
+    text = _without_query(uri)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text):,} characters)"
+
+
+def _without_query(uri: str) -> str:
     if split_protocol(uri) in {"http", "https"}:
         try:
             parts = urlsplit(uri)
@@ -91,18 +95,13 @@ def raise_ours(error: Exception, uri: str, stage: Stage) -> NoReturn:
         CredentialsError: The credentials themselves were refused.
     """
     ours: EarwitnessError | None = translate_error(error, shown(uri))
-    if ours is None and isinstance(error, PermissionError):
+    if ours is None and says_denied(error):
         ours = BadRecordError(denied(uri, stage))
-    elif ours is None and isinstance(error, OSError) and _says_missing(error):
+    elif ours is None and says_missing(error):
         ours = BadRecordError(missing(uri, stage))
     if ours is None:
         raise error
     raise ours from error
-
-
-def _says_missing(error: OSError) -> bool:
-    kinds = FileNotFoundError | NotADirectoryError | IsADirectoryError
-    return isinstance(error, kinds) or error.errno in _NO_SUCH
 
 
 async def retried(

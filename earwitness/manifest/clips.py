@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from earwitness.access import SCHEMES, WEB, AccessPolicy
@@ -196,16 +196,17 @@ def audio_root_hint(paths: Iterable[str], audio_root: str) -> str | None:
     Returns:
         A sentence with the option that helps, None when there is nothing to say.
     """
-    here = Path.cwd()
     if split_protocol(audio_root) != "file":
         return None
     relative = [path for path in paths if "://" not in path and not path.startswith("/")]
-    lost = [path for path in relative if not Path(join_uri(audio_root, path)).exists()]
-    if not lost or len(lost) < len(relative) or not any((here / path).exists() for path in lost):
+    # texts of any length and kind: a path that no file can have is no file
+    lost = [path for path in relative if not os.path.exists(join_uri(audio_root, path))]  # noqa: PTH110
+    here = next((path for path in lost if os.path.exists(path)), None)  # noqa: PTH110
+    if here is None or len(lost) < len(relative):
         return None
     return (
         f"the manifest's clips are relative to the working directory, not to {audio_root} "
-        f"({lost[0]} exists only in the working directory): add --audio-root ."
+        f"({here[:120]} exists only in the working directory): add --audio-root ."
     )
 
 

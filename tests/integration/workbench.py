@@ -90,6 +90,8 @@ class WebServer:
     statuses: dict[str, int] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     downloads: Counter[str] = field(default_factory=Counter)
+    busy: Counter[str] = field(default_factory=Counter)
+    """Targets that answer 503, and how many times more."""
     held: set[str] = field(default_factory=set)
     """Paths whose bytes come only once they are taken out of here."""
 
@@ -116,8 +118,10 @@ class WebServer:
                 target = self._target()
                 asked = {name.lower(): value for name, value in self.headers.items()}
                 web.requests.append((target, asked))
-                body = web.objects.get(target, b"")
+                body = b"" if target in web.statuses else web.objects.get(target, b"")
                 found = 200 if target in web.objects else 302 if target in web.places else 404
+                found = 503 if web.busy[target] > 0 else found
+                web.busy[target] -= 1
                 self.send_response(web.statuses.get(target, found))
                 if target in web.places:
                     self.send_header("Location", web.places[target])

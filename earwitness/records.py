@@ -68,6 +68,8 @@ class Reason(StrEnum):
     ENGINE_DIED = "engine_died"
     ENGINE_TIMEOUT = "engine_timeout"
     ENGINE_UNAVAILABLE = "engine_unavailable"
+    # anywhere: an error that nobody foresaw
+    INTERNAL_ERROR = "internal_error"
 
 
 TRANSIENT_REASONS = frozenset(
@@ -77,6 +79,7 @@ TRANSIENT_REASONS = frozenset(
         Reason.ENGINE_DIED,
         Reason.ENGINE_TIMEOUT,
         Reason.ENGINE_UNAVAILABLE,
+        Reason.INTERNAL_ERROR,
     }
 )
 """Reasons that may pass: such a record is asked again by the next run. Nothing is remembered of it

@@ -6,10 +6,11 @@ import asyncio
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from earwitness.audio.source import bad_uri
+from earwitness.audio.source import bad_uri, shown
 from earwitness.audio.sources import ClipSources
-from earwitness.errors import BadRecordError
+from earwitness.errors import BadRecordError, EarwitnessError
 from earwitness.records import Stage
+from earwitness.unexpected import rejection_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,6 +51,27 @@ async def stat_clips(
             groups[sources.of(uri)].append(uri)
         except BadRecordError:
             found[uri] = bad_uri(uri, Stage.RESOLVE)
-    for part in await asyncio.gather(*(source.stat(group) for source, group in groups.items())):
+    parts = (_stat_group(source, group) for source, group in groups.items())
+    for part in await asyncio.gather(*parts):
         found.update(part)
     return found
+
+
+async def _stat_group(source: ClipSource, uris: list[str]) -> dict[str, Found]:
+    try:
+        return await source.stat(uris)
+    except Exception as error:
+        # one clip's own error does not end the others
+        if isinstance(error, EarwitnessError) and not isinstance(error, BadRecordError):
+            raise
+    answers = await asyncio.gather(*(_stat_alone(source, uri) for uri in uris))
+    return dict(zip(uris, answers, strict=True))
+
+
+async def _stat_alone(source: ClipSource, uri: str) -> Found:
+    try:
+        return (await source.stat([uri]))[uri]
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is about this clip alone
+        rejection = rejection_of(error, Stage.RESOLVE, shown(uri))
+        # whether the clip can be had, fetching it tells
+        return None if rejection.transient else rejection

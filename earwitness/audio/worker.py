@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pickle
 import resource
 import signal
 import time
+import traceback
 from multiprocessing import forkserver
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from earwitness.errors import BadRecordError
+from earwitness.errors import BadRecordError, EarwitnessError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,9 +46,22 @@ def serve(pipe: Connection) -> None:
         answer: tuple[Exception | None, Any]
         try:
             answer = (None, function(*arguments))
-        except Exception as error:  # noqa: BLE001 - goes to the caller as it is
-            answer = (error, None)
+        except Exception as error:  # noqa: BLE001 - goes to the caller
+            answer = (_sendable(error), None)
         pipe.send(answer)
+
+
+def _sendable(error: Exception) -> Exception:
+    """An error that the owner can read, with the trace it cannot see."""
+    if isinstance(error, EarwitnessError):
+        return error
+    trace = traceback.format_exc()
+    error.add_note(trace)
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own error, a moment old
+    except Exception:  # noqa: BLE001 - constructors of others raise anything
+        return RuntimeError(trace)
+    return error
 
 
 def call_each(

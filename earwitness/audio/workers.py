@@ -28,6 +28,7 @@ from earwitness.cpus import usable_cpus
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason, Rejection, Stage
 from earwitness.scratch import make_scratch, remove_scratch, takes_sockets, temporary_root
+from earwitness.unexpected import rejection_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -155,8 +156,10 @@ class DecodePool:
             try:
                 found += self._ask(worker, stage, call_each, (function, left, _SEVERAL_S))
                 continue
-            except (EOFError, BadRecordError):
-                pass  # one of them crashed it, or took too long
+            except CancelledError:
+                raise
+            except Exception:  # noqa: BLE001, S110 - one of them: each is tried again alone
+                pass
             finally:
                 self._idle.put(worker)
             found += [self._run_alone(stage, function, arguments) for arguments in left]
@@ -167,8 +170,8 @@ class DecodePool:
     ) -> T | Rejection:
         try:
             return self._run(stage, function, *arguments)
-        except BadRecordError as error:
-            return error.rejection
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this clip alone
+            return rejection_of(error, stage, f"the clip in {arguments[0]}")
 
     def _ask(
         self, worker: _Worker, stage: Stage, function: Callable[..., T], arguments: tuple[Any, ...]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,7 +34,7 @@ from earwitness.records import TRANSIENT_REASONS, HeardClip, Outcome, Reason, Re
 from earwitness.scratch import scratch_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from earwitness.build.layout import Build
@@ -146,6 +147,18 @@ class Batch:
                     break
 
 
+def failed_clip(clips: Sequence[str], rejection: Rejection) -> str:
+    """The clip that `Batch.reject_rows` rejected a record for.
+
+    Args:
+        clips: The record's clips, at least one.
+        rejection: The record's rejection.
+    """
+    told = _CLIP_NUMBER.match(rejection.detail) if len(clips) > 1 else None
+    return clips[int(told[1]) - 1] if told else clips[0]
+
+
+_CLIP_NUMBER = re.compile(r"clip (\d+) of \d+: ")
 _BATCH: TypeAdapter[Batch] = TypeAdapter(Batch)
 
 
@@ -200,6 +213,17 @@ _BOOKING_KEY = b"earwitness.engine_time"
 
 SEGMENT_GROUP_ROWS = 4096
 """Rows a row group of a segment: what a reader holds in memory at once."""
+
+
+_LOOKED_AT_AGAIN = TRANSIENT_REASONS | {Reason.CLIP_MISSING}
+
+
+def stands(outcome: Outcome) -> bool:
+    """Whether an unfinished shard keeps an outcome: no rejection that may have passed by now.
+
+    A missing clip is looked for again, too: its folder may be back.
+    """
+    return outcome.rejection is None or outcome.rejection.reason not in _LOOKED_AT_AGAIN
 
 
 def decided_table(decided: Iterable[Decided]) -> pa.Table:
@@ -265,9 +289,9 @@ class Segment:
         return len(self._reasons) - self.answered
 
     def settled(self) -> Iterator[tuple[int, bool]]:
-        """Each row, and whether its outcome stands (is no transient rejection)."""
+        """Each row, and whether its outcome stands: see `stands`."""
         for row, reason in zip(itertools.chain(*self.rows), self._reasons, strict=True):
-            yield row, reason not in TRANSIENT_REASONS
+            yield row, reason not in _LOOKED_AT_AGAIN
 
     def keys(self) -> list[str]:
         """Cache keys of the rows whose outcome stands."""

@@ -6,24 +6,25 @@ Rows are joined in chunks and written as they come: a shard's size does not show
 from __future__ import annotations
 
 from collections import Counter
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from earwitness.build.account import Account, booked
 from earwitness.build.account import generated as cost_of
-from earwitness.build.batch import Decided, Segment
+from earwitness.build.batch import Decided, Segment, failed_clip, stands
+from earwitness.build.failures import too_many_failed
 from earwitness.build.layout import Counts, Receipt, receipt_path, work_path
 from earwitness.build.resolve import read_shard, segment_paths
-from earwitness.build.stages import too_many_failed
 from earwitness.build.writers import RejectionsFile, ShardFile, data_files
 from earwitness.cache.tables import outcome_table, sighting_table
 from earwitness.engine.account import NOTHING_BOOKED
 from earwitness.errors import BuildDamagedError, LedgerError, ShardFailedError
 from earwitness.heap import trim_heap
+from earwitness.records import Stage
 from earwitness.scratch import scratch_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from earwitness.build.layout import Build, StoredFile
     from earwitness.cache.writing import SegmentWriter
@@ -63,7 +64,6 @@ def persist_shard(
     if done is not None:
         return done
     trim_heap()
-    ledger = _Ledger()
     name = build.segment_name(shard)
     with (
         scratch_folder() as folder,
@@ -71,6 +71,7 @@ def persist_shard(
         build.outcomes.writer(name) as segment,
     ):
         join = _Join(build, shard, segments)
+        ledger = _Ledger(join.resolved)
         for one in join.segments:
             seen.add(sighting_table(one.take_sightings()))
         trim_heap()
@@ -122,6 +123,8 @@ class _Join:
         batches = sorted({*segments, *segment_paths(build, shard)})
         paths = [f"{work_path(shard)}/resolved.parquet", *batches]
         self.segments = [Segment(build, path) for path in paths]
+        # rows that were decided without fetching a clip
+        self.resolved = set(chain.from_iterable(self.segments[0].rows))
         self._planned = read_shard(build, shard)
         # a row group covers a range of rows; ranges of one attempt's batches do not overlap, so
         # that few groups are in memory at once
@@ -145,7 +148,7 @@ class _Join:
             yield [(row, decided.get(row.row)) for row in rows]
 
     def _between(self, first: int, last: int) -> dict[int, Decided]:
-        """Outcomes of a range of rows; one that stands beats one that will pass."""
+        """Outcomes of a range of rows; one that stands beats one that may have passed."""
         found: dict[int, Decided] = {}
         for number, (low, high, segment, group) in enumerate(self._groups):
             if low > last or high < first:
@@ -155,27 +158,33 @@ class _Join:
                 self._read[number] = segment.read_group(group)
             for one in self._read[number]:
                 earlier = found.get(one.row)
-                if first <= one.row <= last and (earlier is None or _passing(earlier.outcome)):
+                if first <= one.row <= last and (earlier is None or not stands(earlier.outcome)):
                     found[one.row] = one
         return found
 
 
 class _Ledger:
-    """Counts rows as they are written."""
+    """Counts rows as they are written.
 
-    def __init__(self) -> None:
+    Args:
+        resolved: Rows that were decided without fetching a clip.
+    """
+
+    def __init__(self, resolved: Collection[int]) -> None:
         self.counts = Counts()
         self.asked = Account()
+        self._resolved = resolved
         self._passing: Counter[str] = Counter()
-        self._clips = 0
+        self._clips: set[str] = set()
+        self._failed_clips: set[str] = set()
+        self._rows = self._failed_rows = 0
 
     def count(self, chunk: Joined, fresh: list[Outcome]) -> None:
         answers = [one for row, one in chunk if one and _answered(row, one)]
         rejections = [rejection for row, one in chunk if (rejection := _rejection(row, one))]
         said = [one.outcome.answer for one in answers if one.outcome.answer]
         generated = [outcome for outcome in fresh if outcome.answer is not None]
-        self._clips += sum(len(row.clips) for row, _ in chunk)
-        self._passing.update(str(found.reason) for found in rejections if found.transient)
+        self._count_passing(chunk)
         self.counts += Counts(
             rows=len(chunk),
             answered=len(answers),
@@ -191,13 +200,39 @@ class _Ledger:
         )
         self.asked += cost_of(generated)
 
+    def _count_passing(self, chunk: Joined) -> None:
+        """Count clips that had to be fetched, questions about them, and what failed of either."""
+        for row, one in chunk:
+            if one is None or row.row in self._resolved:
+                continue
+            self._rows += 1
+            self._clips.update(row.clips)
+            why = one.outcome.rejection
+            if why is None or not why.transient:
+                continue
+            self._passing[str(why.reason)] += 1
+            if why.stage is Stage.GENERATE:
+                self._failed_rows += 1
+            else:
+                self._failed_clips.add(failed_clip(row.clips, why))
+
     def check_passing(self) -> None:
-        """Fail the shard when too much of it failed for reasons that will pass."""
-        failed = self._passing.total()
-        if too_many_failed(failed, self._clips):
-            told = ", ".join(f"{reason} {count}" for reason, count in self._passing.most_common())
+        """Fail the shard when too much of it failed for reasons that will pass.
+
+        Clips are held against clips, and questions that the engine did not answer against
+        questions.
+        """
+        clips, rows = len(self._clips), self._rows
+        failed_clips = len(self._failed_clips)
+        told = ""
+        if too_many_failed(failed_clips, clips):
+            told = f"{failed_clips:,} of {clips:,} clips"
+        elif too_many_failed(self._failed_rows, rows):
+            told = f"{self._failed_rows:,} of {rows:,} rows"
+        if told:
+            reasons = ", ".join(f"{name} {count}" for name, count in self._passing.most_common())
             raise ShardFailedError(
-                f"{failed} of {self.counts.rows} rows failed because of temporary faults ({told}); "
+                f"{told} failed because of temporary faults ({reasons}); "
                 "none of them is rejected: run the build again, and only they are asked"
             )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import earwitness
 from earwitness.addresses import without_secrets
+from earwitness.build.failures import too_many_failed
 from earwitness.build.layout import (
     Build,
     Gates,
@@ -25,18 +26,20 @@ from earwitness.identity import question_digest
 from earwitness.manifest.clips import audio_root_hint
 from earwitness.manifest.fields import SchemaBuilder
 from earwitness.manifest.lint import Linter, lint_rules
+from earwitness.manifest.planned import plan_line
 from earwitness.manifest.reader import open_manifest
 from earwitness.progress import Planning, tell
+from earwitness.records import PlannedRow, Stage
 from earwitness.scratch import scratch_folder
 from earwitness.storage import Store
 from earwitness.storage_calls import sure_stamp
+from earwitness.unexpected import rejection_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from earwitness.identity import ModelIdentity
     from earwitness.manifest.source import ManifestSource
-    from earwitness.records import PlannedRow
     from earwitness.settings import BuildSettings
 
 LintedRow = tuple["PlannedRow", bytes, int]
@@ -206,19 +209,30 @@ def linted_rows(
 
 
 def _linted(source: ManifestSource, linter: Linter, fields: SchemaBuilder) -> Iterator[LintedRow]:
+    unexpected = 0
     for line in source:
         try:
             planned, text, signature = linter.plan(line)
+            if planned.rejection is None and planned.record is not None:
+                fields.add(planned.record, len(text), signature)
         except SettingsError as error:
             if source.schema is not None:
                 raise
             # rows count from 0, and editors count lines from 1, with those that are empty
             raise SettingsError(f"{error} (line {line.line_number} of the file)") from error
-        if planned.rejection is None and planned.record is not None:
-            fields.add(planned.record, len(text), signature)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this line alone
+            rejection = rejection_of(error, Stage.PLAN, f"row {line.row}")
+            planned = PlannedRow(line.row, None, rejection=rejection)
+            text = plan_line(None, planned)
+            unexpected += rejection.transient
         if source.rows % _TELL_EVERY_ROWS == 0:
             tell(Planning(source.rows))
         yield planned, text, line.line_number
+    if too_many_failed(unexpected, source.rows):
+        raise ManifestError(
+            f"{unexpected:,} of {source.rows:,} lines ended in unexpected errors; nothing is "
+            "planned: the log has their traces"
+        )
 
 
 def _with_hint(rows: Iterator[LintedRow], settings: BuildSettings) -> Iterator[LintedRow]:

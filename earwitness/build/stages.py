@@ -11,16 +11,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from earwitness.audio.fetch import unavailable
+from earwitness.audio.source import shown
 from earwitness.build.batch import Batch, Decided, Segment
+from earwitness.build.failures import check_missing, check_storage
 from earwitness.cache.tables import ClipSighting, outcome_from_row, still_right
 from earwitness.engine.client import AskRequest
-from earwitness.errors import (
-    BadRecordError,
-    ShardFailedError,
-    StorageUnavailableError,
-)
+from earwitness.errors import StorageUnavailableError
 from earwitness.identity import cache_key, request_seed
-from earwitness.records import TRANSIENT_REASONS, Answer, HeardClip, Outcome, Reason
+from earwitness.records import TRANSIENT_REASONS, Answer, HeardClip, Outcome, Reason, Stage
+from earwitness.unexpected import rejection_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
@@ -29,12 +28,8 @@ if TYPE_CHECKING:
     from earwitness.audio.fetch import FetchedClip
     from earwitness.build.batch import ClipState, RowState
     from earwitness.build.layout import Build
+    from earwitness.records import Rejection
     from earwitness.runtime import Runtime, ShardMemory
-
-FAILED_SHARE = 0.01
-FAILED_AT_LEAST = 10
-"""A shard fails when more than this share of its clips, and at least this many, fail to come for
-reasons that will pass: the storage is down, not ten thousand clips."""
 
 
 async def fetch_batch(
@@ -52,12 +47,13 @@ async def fetch_batch(
         memory: Fetches of the shard's other batches in flight; their clips are linked, not fetched.
         batch: Its clips get content or a rejection; sightings are added.
         folder: Content-addressed folder of this batch's clips; exists.
-        clips_in_shard: What failures that will pass are held against; None: nothing.
+        clips_in_shard: Distinct clips of the shard that have to be fetched, which failures that
+            will pass are held against; None: nothing.
 
     Raises:
         CredentialsError: Storage refused the credentials themselves.
-        ShardFailedError: Too many clips of the shard fail to come; told at once, not when each
-            one has been tried for a minute.
+        ShardFailedError: Too many clips of the shard fail to come, or are missing; told at once,
+            not when each one has been tried for a minute.
     """
     limit = runtime.settings.audio.max_clip_bytes
     wanted = dict.fromkeys(uri for row in batch.open_rows() for uri in row.clips)
@@ -65,15 +61,20 @@ async def fetch_batch(
     async def bring(clip: ClipState) -> ClipSighting | None:
         try:
             fetched = await _fetch_once(runtime, memory, clip.uri, folder, limit)
-        except BadRecordError as error:
-            clip.rejection = error.rejection
-            return _refusal(clip)
         except StorageUnavailableError as error:
             clip.rejection = unavailable(error)
-            memory.transient_failures += 1
-            if clips_in_shard is not None:
-                check_storage(memory, clips_in_shard)
-            return None
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this clip alone
+            clip.rejection = rejection_of(error, Stage.FETCH, shown(clip.uri))
+        if clip.rejection is not None:
+            if clip.rejection.transient:
+                memory.failed_clips.add(clip.uri)
+                if clips_in_shard is not None:
+                    check_storage(memory.failed_clips, clips_in_shard)
+            elif clip.rejection.reason is Reason.CLIP_MISSING:
+                memory.missing_clips.add(clip.uri)
+                if memory.most_missing is not None:
+                    check_missing(memory.missing_clips, memory.clips, memory.most_missing)
+            return _refusal(clip)
         clip.sha256 = fetched.sha256
         if fetched.stamp is None:
             return None
@@ -92,6 +93,9 @@ def _refusal(clip: ClipState) -> ClipSighting | None:
     if rejection.reason is Reason.ADDRESS_REFUSED:
         # it says nothing about the clip: another build may allow what this one does not
         return None
+    if rejection.reason is Reason.CLIP_MISSING:
+        # under no stamp: it is known as missing, and looked for again all the same
+        return ClipSighting(clip.uri, "", None, rejection)
     # storage that denies reading may deny a stamp, too
     if clip.stamp or rejection.reason is Reason.ACCESS_DENIED:
         return ClipSighting(clip.uri, clip.stamp, None, rejection)
@@ -167,24 +171,6 @@ def _stored(build: Build, path: str, keys: Collection[str]) -> Iterator[Decided]
         for one in segment.read_group(group):
             if one.outcome.cache_key in keys:
                 yield one
-
-
-def too_many_failed(failed: int, clips_in_shard: int) -> bool:
-    """Whether so many failures that will pass mean that the shard fails, not its records."""
-    return failed > max(FAILED_AT_LEAST - 1, clips_in_shard * FAILED_SHARE)
-
-
-def check_storage(memory: ShardMemory, clips_in_shard: int) -> None:
-    """Fail a shard whose storage is down instead of rejecting its records.
-
-    Raises:
-        ShardFailedError: Too many clips failed to come for reasons that will pass.
-    """
-    if too_many_failed(memory.transient_failures, clips_in_shard):
-        raise ShardFailedError(
-            f"storage did not give {memory.transient_failures} of {clips_in_shard} clips; "
-            "none of them is rejected: run the build again when the storage answers"
-        )
 
 
 def key_rows(batch: Batch, question: str) -> None:
@@ -294,7 +280,11 @@ async def _ask(
         seed=None if settings.sampling.seed is None else request_seed(row.cache_key),
         strikes=row.strikes,
     )
-    said = await runtime.engine.ask(request)
+    said: Answer | Rejection
+    try:
+        said = await runtime.engine.ask(request)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it ends this request alone
+        said = rejection_of(error, Stage.GENERATE, f"row {row.row}")
     limits = (settings.max_tokens, settings.engine.max_model_len)
     if isinstance(said, Answer):
         return Outcome(row.cache_key, said, None, heard, *limits)

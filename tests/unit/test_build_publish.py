@@ -36,6 +36,7 @@ from earwitness.settings import BuildSettings
 from earwitness.storage import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 MODEL = ModelIdentity("declared", "stand-in", "")
@@ -53,11 +54,18 @@ def rejected(row: int, why: Rejection = SILENT) -> Decided:
     return Decided(row, Outcome(f"{row:064x}", None, why, HEARD, 256), reused=False)
 
 
-def planned(folder: Path, rows: int = 4, name: str = "b-20261122T000000Z-aaaaaa", **more) -> Build:
+def planned(
+    folder: Path,
+    rows: int = 4,
+    name: str = "b-20261122T000000Z-aaaaaa",
+    clips: Callable[[int], list[str]] = lambda _: ["x.wav"],
+    **more,
+) -> Build:
+    folder.mkdir(exist_ok=True)
     manifest = folder / "manifest.jsonl"
     asked = [{"from": "human", "value": "What?"}]
     lines = [
-        json.dumps({"audio": ["x.wav"], "conversation": asked, "id": row}) for row in range(rows)
+        json.dumps({"audio": clips(row), "conversation": asked, "id": row}) for row in range(rows)
     ]
     manifest.write_text("\n".join(lines))
     given = {"layout": {"shard_rows": 2}, **more}
@@ -398,14 +406,54 @@ def test_a_few_passing_rejections_are_kept_but_not_remembered(tmp_path: Path):
     assert build.outcomes.find([bytes.fromhex(f"{0:064x}")]) == {}
 
 
+def half_failed(why: Rejection) -> list[Decided]:
+    return [rejected(row, why) for row in range(10)] + [answered(row) for row in range(10, 20)]
+
+
+ONE_SHARD = {"shard_rows": 20}
+SECOND = Rejection(Stage.FETCH, Reason.FETCH_TIMEOUT, "clip 2 of 2: later")
+UNANSWERED = Rejection(Stage.GENERATE, Reason.ENGINE_TIMEOUT, "later")
+
+
 def test_too_many_passing_failures_fail_the_shard_instead(tmp_path: Path):
-    build = planned(tmp_path, rows=20, layout={"shard_rows": 20})
-    finish(
-        build, 0, [rejected(row, LATER) for row in range(10)] + [answered(r) for r in range(10, 20)]
-    )
-    with pytest.raises(ShardFailedError, match="10 of 20"):
+    build = planned(tmp_path, rows=20, clips=lambda row: [f"{row}.wav"], layout=ONE_SHARD)
+    finish(build, 0, half_failed(LATER))
+    with pytest.raises(ShardFailedError, match="10 of 20 clips"):
         persist_shard(build, 0)
     assert build.receipt(0) is None
+
+
+def test_many_questions_about_one_clip_that_failed_count_as_one_clip(tmp_path: Path):
+    build = planned(tmp_path, rows=20, layout=ONE_SHARD)
+    finish(build, 0, half_failed(LATER))
+    assert persist_shard(build, 0).counts.transient == 10
+
+
+def test_of_several_clips_the_one_that_failed_is_counted(tmp_path: Path):
+    both = planned(tmp_path / "a", rows=20, clips=lambda r: [f"{r}.wav", "x.wav"], layout=ONE_SHARD)
+    finish(both, 0, half_failed(SECOND))
+    assert persist_shard(both, 0).counts.transient == 10
+    each = planned(tmp_path / "b", rows=20, clips=lambda r: ["x.wav", f"{r}.wav"], layout=ONE_SHARD)
+    finish(each, 0, half_failed(SECOND))
+    with pytest.raises(ShardFailedError, match="10 of 21 clips"):
+        persist_shard(each, 0)
+
+
+def test_clips_that_were_known_already_are_none_that_failures_are_held_against(tmp_path: Path):
+    layout = {"shard_rows": 2000}
+    build = planned(tmp_path, rows=2000, clips=lambda row: [f"{row}.wav"], layout=layout)
+    finish(build, 0, [*half_failed(LATER)])
+    known = [answered(row, reused=True) for row in range(20, 2000)]
+    write_segment(build, f"{work_path(0)}/resolved.parquet", known, [])
+    with pytest.raises(ShardFailedError, match="10 of 20 clips"):
+        persist_shard(build, 0)
+
+
+def test_questions_the_engine_did_not_answer_are_held_against_questions(tmp_path: Path):
+    build = planned(tmp_path, rows=20, layout=ONE_SHARD)
+    finish(build, 0, half_failed(UNANSWERED))
+    with pytest.raises(ShardFailedError, match="10 of 20 rows"):
+        persist_shard(build, 0)
 
 
 def test_what_a_shard_learnt_is_remembered(build: Build):

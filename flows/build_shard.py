@@ -149,7 +149,7 @@ def answer_batches(resolved: Resolved, window_batches: int) -> list[str]:
             finish_oldest()
         if failures:
             break
-        in_flight.append(_submit(batch, resolved.rows))
+        in_flight.append(_submit(batch, resolved.clips))
     while in_flight:
         finish_oldest()
     if failures:
@@ -157,10 +157,10 @@ def answer_batches(resolved: Resolved, window_batches: int) -> list[str]:
     return segments
 
 
-def _submit(batch: BatchRef, rows_in_shard: int) -> list[Any]:
+def _submit(batch: BatchRef, clips_in_shard: int) -> list[Any]:
     """Submit a batch's four stages; their futures in order."""
     # each takes the one before it as its argument: Prefect waits for it and draws the arrow
-    fetched: Any = fetch.submit(batch, rows_in_shard)
+    fetched: Any = fetch.submit(batch, clips_in_shard)
     validated: Any = validate.submit(fetched)
     decoded: Any = decode.submit(validated)
     # its segment does not exist: an older result of Prefect's must not stand in for it

@@ -28,9 +28,10 @@ from earwitness.build.batch import (
     save_batch,
     write_segment,
 )
+from earwitness.build.failures import check_missing, most_missing
 from earwitness.build.layout import shard_mark, shard_path, work_path
 from earwitness.build.stages import key_rows, recall_rows
-from earwitness.cache.tables import sighting_from_row, uri_key
+from earwitness.cache.tables import ClipSighting, sighting_from_row, uri_key
 from earwitness.errors import BuildDamagedError
 from earwitness.manifest.planned import parse_asked, parse_clips, parse_plan_line
 from earwitness.records import Reason, Rejection, Stage, Stamp
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     from earwitness.build.layout import Build
     from earwitness.records import PlannedRow
-    from earwitness.runtime import Runtime
+    from earwitness.runtime import Runtime, ShardMemory
 
     Stamps = dict[str, Stamp | Rejection | None]
 
@@ -56,6 +57,8 @@ class Resolved:
         reused: Of them, answers that were in the cache.
         rejected: Of them, rejected already (by the plan, remembered, or by an earlier attempt).
         generated: Of them, answered by an earlier attempt at this shard.
+        clips: Distinct clips of the rows that were not decided by what is known: those that have
+            to be fetched, finished batches' included.
         finished: Batches whose segment exists from an earlier attempt.
         batches: Batches to do.
     """
@@ -64,6 +67,7 @@ class Resolved:
     reused: int
     rejected: int
     generated: int = 0
+    clips: int = 0
     finished: list[BatchRef] = field(default_factory=list)
     batches: list[BatchRef] = field(default_factory=list)
 
@@ -107,12 +111,16 @@ def resolve_shard(runtime: Runtime, build: Build, shard: int) -> Resolved:
     Raises:
         StorageUnavailableError: Storage does not answer now.
         CredentialsError: Storage refused the credentials themselves.
+        ShardFailedError: Most of the shard's clips are missing; nothing is decided.
     """
     path = f"{work_path(shard)}/resolved.parquet"
     if build.store.exists(path):
         return _resume(runtime, build, shard)
     uris = dict.fromkeys(chain.from_iterable(read_lines(build, shard, parse_clips)))
     stamps: Stamps = runtime.run(stat_clips(list(uris), access=runtime.access))
+    memory = _expect(runtime, build, shard, len(uris))
+    newly_missing = _newly_missing(build, shard, stamps)
+    check_missing([one.uri for one in newly_missing], memory.clips, memory.most_missing or 0)
     batches = _Batches(runtime, BatchRef(build.uri, shard, 0, 0), _batch_rows(build))
     tables: list[pa.Table] = []
     asked = (row for row in read_lines(build, shard, parse_asked) if row.rejection is None)
@@ -132,8 +140,32 @@ def resolve_shard(runtime: Runtime, build: Build, shard: int) -> Resolved:
     build.store.write_bytes(f"{work_path(shard)}/batches.json", parts)
     decided = pa.concat_tables([decided_table([]), *tables]).combine_chunks()
     with runtime.booked() as booking:  # next to nothing, but it says whose attempt this is
-        write_segment(build, path, decided, [], booking)
-    return _resolved(build, shard, [], batches.refs)
+        write_segment(build, path, decided, newly_missing, booking)
+    return _resolved(build, shard, [], batches.refs, len(batches.clips))
+
+
+def _expect(runtime: Runtime, build: Build, shard: int, clips: int) -> ShardMemory:
+    """Note how many clips a shard has, and how many of them may be missing."""
+    memory = runtime.memory(build.uri, shard)
+    whole = len(build.plan.shards) == 1
+    memory.clips = clips
+    memory.most_missing = most_missing(clips, build.gates.max_rejected, whole=whole)
+    return memory
+
+
+def _newly_missing(build: Build, shard: int, stamps: Stamps) -> list[ClipSighting]:
+    """Clips that are missing and were not when earlier builds looked."""
+    missing = [
+        ClipSighting(uri, "", None, found)
+        for uri, found in stamps.items()
+        if isinstance(found, Rejection) and found.reason is Reason.CLIP_MISSING
+    ]
+    known = build.sightings.find([uri_key(one.uri) for one in missing], shard_mark(shard))
+    return [
+        one
+        for one in missing
+        if known.get(uri_key(one.uri), {}).get("reason") != Reason.CLIP_MISSING
+    ]
 
 
 def _look_up(build: Build, shard: int, batch: Batch, stamps: Stamps) -> None:
@@ -154,12 +186,14 @@ class _Batches:
         self._size = size
         self._rows: list[RowState] = []
         self._clips: dict[str, ClipState] = {}
+        self.clips: set[str] = set()
         self.parts: list[list[int]] = []
         self.refs: list[BatchRef] = []
 
     def add(self, batch: Batch) -> None:
         for row in batch.open_rows():
             self._rows.append(RowState(row.row, row.clips, row.messages))
+            self.clips.update(row.clips)
             for uri in row.clips:
                 self._clips[uri] = ClipState(uri, batch.clips[uri].stamp)
             if len(self._rows) == self._size:
@@ -197,20 +231,31 @@ def _resume(runtime: Runtime, build: Build, shard: int) -> Resolved:
     size, last = _batch_rows(build), max([len(parts) - 1, *finished])
     for count, start in enumerate(range(0, len(again), size), start=1):
         todo[last + count] = again[start : start + size]
-    planned = read_lines(build, shard, parse_asked)
-    refs = _gather(runtime, BatchRef(build.uri, shard, 0, 0), planned, todo)
-    found = _resolved(build, shard, list(finished.values()), refs)
+    numbers = set(chain.from_iterable(parts))
+    clips: set[str] = set()
+    named: set[str] = set()
+
+    def planned() -> Iterator[PlannedRow]:
+        for row in read_lines(build, shard, parse_asked):
+            named.update(row.clips)
+            if row.row in numbers:
+                clips.update(row.clips)
+            yield row
+
+    refs = _gather(runtime, BatchRef(build.uri, shard, 0, 0), planned(), todo)
+    _expect(runtime, build, shard, len(named))
+    found = _resolved(build, shard, list(finished.values()), refs, len(clips))
     refused = sum(asked.values()) - answered
     return replace(found, generated=answered, rejected=found.rejected + refused)
 
 
 def _resolved(
-    build: Build, shard: int, finished: list[BatchRef], batches: list[BatchRef]
+    build: Build, shard: int, finished: list[BatchRef], batches: list[BatchRef], clips: int
 ) -> Resolved:
     found = Segment(build, f"{work_path(shard)}/resolved.parquet")
     planned = build.plan.shards[shard]
     rejected = planned.rejected + found.rejected
-    return Resolved(planned.rows, found.answered, rejected, 0, finished, batches)
+    return Resolved(planned.rows, found.answered, rejected, 0, clips, finished, batches)
 
 
 def _gather(
@@ -276,7 +321,8 @@ def _recognise(build: Build, shard: int, batch: Batch, stamps: Stamps) -> None:
             continue
         if seen.rejection is None:
             clip.sha256 = seen.sha256
-        elif seen.rejection.reason not in again:
+        # a clip that was missing is looked for each time
+        elif seen.rejection.reason not in {*again, Reason.CLIP_MISSING}:
             clip.rejection = seen.rejection
 
 

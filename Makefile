@@ -78,6 +78,6 @@ constraints: $(SETUP) ## write constraints.txt from what .venv holds now
 	$(BIN)/python scripts/freeze_constraints.py constraints.txt
 
 clean: ## remove .venv, caches and outputs
-	@if [ -d .make/up ]; then $(BIN)/python -m deployments.local down; fi
+	@if [ -d .make/up ]; then $(BIN)/python -m deployments.local clean; fi
 	rm -rf .venv .make out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,14 +1,16 @@
 """`make up` and `make down`: the whole service on this machine, with the demo's inputs filled in.
 
-A Prefect server, a worker for each pool (the one for `gpu` with real vLLM) and the deployments.
-Everything it writes is in `.make/up/`; every process bears a mark in its environment, so that
-`down` ends these and no others.
+A Prefect server, a worker for each pool (the one for `gpu` with real vLLM) and the deployments. The
+server keeps its runs in a PostgreSQL of its own where one is installed, else in SQLite. Everything
+it writes is in `.make/up/` (root's PostgreSQL: in `/var/tmp`); every process bears a mark in its
+environment, so that `down` ends these and no others.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -19,8 +21,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deployments.postgres import Cluster, find_programs
 from deployments.processes import is_marked, marked
-from deployments.temporary_server import answers
+from deployments.temporary_server import answers, server_command
 from earwitness.engine.server import free_port
 from earwitness.errors import FatalError
 
@@ -36,6 +39,10 @@ _MARK = "EARWITNESS_UP"
 _MARKED = f"{_MARK}={FOLDER}"
 _SERVER_LOGIN = "PREFECT_SERVER_API_AUTH_STRING"
 """`USER:PASSWORD`: keeps the machine's other users out of the API, which can run anything."""
+_PARTS = ("worker-gpu", "worker-default", "server", "database")
+"""Its processes, in the order in which they are stopped."""
+_DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+_DATABASE_S = 60.0
 _SERVER_S = 180.0
 _WORKERS_S = 900.0
 """An engine on a small CPU takes its time."""
@@ -57,8 +64,6 @@ _SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
-    # SQLite takes one writer at a time: better a wait than "database is locked"
-    "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
     # a click should show within seconds
     "PREFECT_WORKER_QUERY_SECONDS": "2",
     "DO_NOT_TRACK": "1",
@@ -74,8 +79,7 @@ def up(port: int | None) -> None:
     Raises:
         FatalError: Something did not start; nothing is left running.
     """
-    names = [name for name in ("server", "worker-default", "worker-gpu") if _running(name)]
-    if len(names) == 3:  # noqa: PLR2004 - all of them
+    if all(_running(name) for name in _PARTS if name != "database" or _pid_path(name).exists()):
         _say_where((FOLDER / "address").read_text())
         return
     if _ours():
@@ -97,13 +101,15 @@ def up(port: int | None) -> None:
 
 
 def _start(environment: dict[str, str], address: str, port: int) -> None:
-    _say("starting the Prefect server")
-    server = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    _spawn("server", server, environment)
+    # none but the server is told the database's password
+    database = start_database(find_programs(), environment)
+    where = "PostgreSQL" if database else "SQLite"
+    _say(f"starting the Prefect server, which keeps its runs in {where}")
+    _spawn("server", server_command(port), {**environment, **database})
     _wait("server", _SERVER_S, lambda: answers(f"{address}/api/health"))
     _say("making pools, queues and automations")
     _do("setup", ["deployments.setup"], environment)
-    worker = ["cli.main", "worker", "--grace-s", f"{_DRAIN_S:g}"]
+    worker = [sys.executable, "-m", "cli.main", "worker", "--grace-s", f"{_DRAIN_S:g}"]
     _spawn("worker-default", [*worker, "--pool", "default"], environment)
     _spawn("worker-gpu", [*worker, *_GPU_WORKER], environment)
     _say("deploying")
@@ -117,18 +123,64 @@ def _start(environment: dict[str, str], address: str, port: int) -> None:
 
 def down() -> None:
     """Stop what `up` started, workers first, and wait until nothing of it is left."""
-    for name in ("worker-gpu", "worker-default", "server"):
-        pid = _running(name)
-        if pid:
-            os.kill(pid, signal.SIGTERM)
-            _until(lambda pid=pid: not is_marked(pid, _MARKED), _DRAIN_S + _STOP_S)  # type: ignore[misc]
-        (FOLDER / f"{name}.pid").unlink(missing_ok=True)
+    for name in _PARTS:
+        _stop(name)
     # engines end by themselves when their worker is gone
     if not _until(lambda: not _ours(), _STOP_S):
         for pid in _ours():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         _until(lambda: not _ours(), _STOP_S)
+
+
+def _stop(name: str) -> None:
+    pid = _running(name)
+    if pid:
+        # PostgreSQL would wait for its clients at SIGTERM
+        os.kill(pid, signal.SIGINT if name == "database" else signal.SIGTERM)
+        _until(lambda: not is_marked(pid, _MARKED), _DRAIN_S + _STOP_S)
+    _pid_path(name).unlink(missing_ok=True)
+
+
+def start_database(programs: Path | None, environment: dict[str, str]) -> dict[str, str]:
+    """Start a PostgreSQL for the server.
+
+    Args:
+        programs: The folder of PostgreSQL's programs; None: it is not installed.
+        environment: Of its process.
+
+    Returns:
+        The variables by which the server finds it; none: the server keeps its runs in SQLite.
+    """
+    if programs is None:
+        _say("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+        return {}
+    cluster, port = _cluster(programs), free_port()
+    try:
+        cluster.make()
+        _spawn("database", cluster.command(port), environment)
+        _wait("database", _DATABASE_S, lambda: cluster.answers(port))
+    except FatalError as error:
+        _say(f"PostgreSQL cannot be used: {error}")
+        _stop("database")
+        return {}
+    return {_DATABASE: cluster.url(port)}
+
+
+def _cluster(programs: Path) -> Cluster:
+    folder = FOLDER / "postgres"
+    if os.geteuid() == 0:
+        # the user that it runs as may not be able to reach root's folders
+        digest = hashlib.sha256(str(FOLDER).encode()).hexdigest()[:8]
+        folder = Path(f"/var/tmp/earwitness-postgres-{digest}")  # noqa: S108 - refused if not private
+    return Cluster(folder, programs)
+
+
+def _clean() -> None:
+    programs = find_programs()
+    if programs is not None:
+        _cluster(programs).remove()
+    shutil.rmtree(FOLDER)
 
 
 def _environment(address: str) -> dict[str, str]:
@@ -153,11 +205,11 @@ def _free(wanted: int | None) -> int:
     return wanted or PORT
 
 
-def _spawn(name: str, module: list[str], environment: dict[str, str]) -> None:
+def _spawn(name: str, command: list[str], environment: dict[str, str]) -> None:
     """Start a server that stays when we are gone."""
     with (FOLDER / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *module],
+            command,
             cwd=HOUSE,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -165,7 +217,7 @@ def _spawn(name: str, module: list[str], environment: dict[str, str]) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    (FOLDER / f"{name}.pid").write_text(str(process.pid))
+    _pid_path(name).write_text(str(process.pid))
 
 
 def _do(name: str, module: list[str], environment: dict[str, str]) -> None:
@@ -230,10 +282,14 @@ def _last_words(log: Path) -> str:
 def _running(name: str) -> int | None:
     """The process id of one of ours, while it lives."""
     try:
-        pid = int((FOLDER / f"{name}.pid").read_text())
+        pid = int(_pid_path(name).read_text())
     except (OSError, ValueError):
         return None
     return pid if is_marked(pid, _MARKED) else None
+
+
+def _pid_path(name: str) -> Path:
+    return FOLDER / f"{name}.pid"
 
 
 def _ours() -> list[int]:
@@ -257,13 +313,13 @@ earwitness is up: {address}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run `up` or `down`.
+    """Run `up`, `down`, or `clean`: down, and delete what the server remembers.
 
     Args:
         arguments: The command line. Default: the process's own.
     """
     parser = argparse.ArgumentParser(prog="python -m deployments.local", description=__doc__)
-    parser.add_argument("what", choices=["up", "down"])
+    parser.add_argument("what", choices=["up", "down", "clean"])
     parser.add_argument("--port", type=int, help=f"port of the UI (default: {PORT}, if free)")
     options = parser.parse_args(arguments)
     try:
@@ -272,6 +328,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             down()
             shutil.rmtree(FOLDER / "prefect" / "storage", ignore_errors=True)
+            if options.what == "clean":
+                _clean()
             _say("earwitness is down")
     except FatalError as error:
         sys.exit(f"error: {error}")

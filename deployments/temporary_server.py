@@ -124,7 +124,7 @@ def _own_server(login: str, meanwhile: Callable[[], None]) -> Iterator[str]:
         env = {**_ALONE, "PREFECT_SERVER_API_AUTH_STRING": login}
 
         def start() -> Guarded:
-            return start_guarded(_command(port), log_path=log, env=env, private=True)
+            return start_guarded(server_command(port), log_path=log, env=env, private=True)
 
         server = start()
         try:
@@ -167,8 +167,13 @@ def _kept_alive(server: Guarded, start: Callable[[], Guarded]) -> Iterator[None]
             other.stop()
 
 
-def _command(port: int) -> list[str]:
-    app = ["--factory", "prefect.server.api.server:create_app"]
+def server_command(port: int) -> list[str]:
+    """The command that runs a Prefect server for this machine alone.
+
+    Args:
+        port: Port on the loopback.
+    """
+    app = ["--factory", "deployments.server_app:create_app"]
     listen = ["--host", "127.0.0.1", "--port", str(port)]
     quiet = ["--log-level", "error", "--lifespan", "on", "--timeout-graceful-shutdown", "3"]
     return [sys.executable, "-m", "uvicorn", *app, *listen, *quiet]

@@ -17,6 +17,7 @@ from prefect_api import Api
 from processes import MARKER, family, nothing_is_left
 from workbench import free_port, wait_for
 
+from deployments.temporary_server import server_command
 from earwitness.engine.guardian import Guarded, start_guarded
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ SETTINGS = {
     "PREFECT_CLI_PROMPT": "false",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-    # SQLite takes one writer at a time: better a wait than "database is locked"
-    "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
     "PREFECT_WORKER_QUERY_SECONDS": "1",
     # no nightly build starts in the middle of a test
     "EARWITNESS_CRON": "0 0 29 2 *",
@@ -139,7 +138,9 @@ class Pool:
 
     def start_server(self) -> None:
         words = ["server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
-        command = [sys.executable, "-m", "prefect", *words]
+        # as the guide has it; SQLite is for servers that we start ourselves
+        guides = [sys.executable, "-m", "prefect", *words]
+        command = guides if self.database else server_command(self.port)
         self._server = start_guarded(command, log_path=self.server_log, env=self.variables)
         wait_for(f"{self.api.url}/health", self._server, self.server_log)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from earwitness.errors import ShardFailedError
 from earwitness.progress import Advanced, tell
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from uuid import UUID
 
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
 
-    from earwitness.build.layout import Build
+    from earwitness.build.layout import Build, Receipt
 
 _log = logging.getLogger("earwitness.shards")
 
@@ -26,7 +26,9 @@ _FIRST_POLL_S, _LONGEST_POLL_S = 0.5, 5.0
 _REVIVALS_OF_A_CRASH = 2
 """A worker that went away says nothing about its shards: another one takes them, so many times."""
 _HOPELESS = 10
-"""So many shards failed and none was done: what ails them ails all, the rest is not handed out."""
+"""So many shards failed and none was done: they have one cause, the rest is not handed out."""
+_PATIENCE_S = 60.0
+"""A run that no worker takes for so long is explained in the log and in the table."""
 
 
 class Attempt:
@@ -37,10 +39,17 @@ class Attempt:
         shards: Numbers of its shards without a receipt.
         runs: Their flow runs.
         at_once: How many may be on the pool at once.
+        patience_s: A run that no worker takes for so long is explained.
     """
 
     def __init__(
-        self, build: Build, shards: Iterable[int], *, runs: ShardRuns, at_once: int
+        self,
+        build: Build,
+        shards: Iterable[int],
+        *,
+        runs: ShardRuns,
+        at_once: int,
+        patience_s: float = _PATIENCE_S,
     ) -> None:
         self._runs = runs
         self._build = build
@@ -49,6 +58,9 @@ class Attempt:
         self._table = ShardsTable(build)
         self._open: dict[UUID, int] = {}
         self._crashes: dict[int, int] = {}
+        self._patience_s = patience_s
+        self._waiting_since: dict[int, float] = {}
+        self._why = ""
         self._done = 0
         self._failures: dict[int, FlowRun] = {}
 
@@ -80,33 +92,67 @@ class Attempt:
         if run is None:
             run = self._runs.start(shard)
         if run.state is not None and run.state.is_final():
-            self._runs.revive(run)
+            run = self._runs.revive(run)
         self._open[run.id] = shard
         self._table.note(shard, run)
 
     def _look(self) -> bool:
         """See how the open runs are; True when one ended."""
         ended = False
-        for run in self._runs.states(self._open):
+        found = self._runs.states(self._open)
+        for deleted in set(self._open) - {run.id for run in found}:
+            ended = True
+            self._replace(deleted)
+        for run in found:
             shard = self._open[run.id]
-            self._table.note(shard, run)
             if run.state is None or not run.state.is_final():
+                self._table.note(shard, self._explained(shard, run))
                 continue
+            self._table.note(shard, run)
+            self._waiting_since.pop(shard, None)
             ended = True
             if run.state.is_crashed() and self._crashes.get(shard, 0) < _REVIVALS_OF_A_CRASH:
                 self._crashes[shard] = self._crashes.get(shard, 0) + 1
                 _log.warning("shard %s lost its worker; another one takes it", shard)
-                self._runs.revive(run)
+                del self._open[run.id]
+                self._open[self._runs.revive(run).id] = shard
                 continue
             del self._open[run.id]
             self._end(shard, run)
         return ended
 
+    def _replace(self, deleted: UUID) -> None:
+        """Start a run anew that somebody deleted; what its shard has done stays."""
+        shard = self._open.pop(deleted)
+        receipt = self._build.receipt(shard)
+        if receipt is not None:
+            self._finish(receipt)
+            return
+        _log.warning("the flow run of shard %s was deleted; it is started anew", shard)
+        self._take_up(shard, None)
+
+    def _explained(self, shard: int, run: FlowRun) -> FlowRun:
+        """A run for the table; one that no worker takes says why."""
+        if run.state is None or not (run.state.is_scheduled() or run.state.is_pending()):
+            self._waiting_since.pop(shard, None)
+            return run
+        now = time.monotonic()
+        if now - self._waiting_since.setdefault(shard, now) < self._patience_s:
+            return run
+        why = self._runs.why_waiting(run)
+        if why != self._why:
+            self._why = why
+            _log.warning("shard %s waits: %s", shard, why)
+        return run.model_copy(update={"state": run.state.model_copy(update={"message": why})})
+
     def _end(self, shard: int, run: FlowRun) -> None:
         receipt = self._build.receipt(shard)
         if receipt is None:
             self._failures[shard] = run
-            return
+        else:
+            self._finish(receipt)
+
+    def _finish(self, receipt: Receipt) -> None:
         self._done += 1
         counts = receipt.counts
         self._table.done(receipt)
@@ -119,12 +165,19 @@ class Attempt:
             return
         shard = next((number for number in missing if number in self._failures), missing[0])
         run = self._failures.get(shard)
-        message = (run.state.message or run.state.name) if run and run.state else "not handed out"
+        message = _reason(run.state) if run and run.state else "not handed out"
         where = f" ({run_link(run.id)})" if run else ""
         raise ShardFailedError(
             f"{len(missing)} of {len(self._build.plan.shards)} shards are not done; "
             f"shard {shard}{where}: {message} - mend the cause, then retry this run, or that one"
         )
+
+
+def _reason(state: State[Any]) -> str:
+    """Why a run that ended did not do its shard."""
+    if state.is_cancelled():
+        return "its run was cancelled"
+    return str(state.message or state.name)
 
 
 def answer_on_pool(build: Build, shards: list[int], deployment: str, *, at_once: int) -> None:
@@ -138,7 +191,7 @@ def answer_on_pool(build: Build, shards: list[int], deployment: str, *, at_once:
 
     Raises:
         ShardFailedError: Some are not done; the others are.
-        SettingsError: There is no such deployment.
+        SettingsError: There is no such deployment, or its work pool was deleted.
     """
     if shards:
         Attempt(build, shards, runs=ShardRuns(build.uri, deployment), at_once=at_once).run()

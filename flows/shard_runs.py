@@ -8,6 +8,8 @@ retries (a person in the UI, a parent, the command line) goes on with the same o
 from __future__ import annotations
 
 import hashlib
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from prefect import Task
@@ -18,6 +20,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterId,
     FlowRunFilterTags,
 )
+from prefect.client.schemas.objects import WorkerStatus
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
@@ -32,11 +35,16 @@ if TYPE_CHECKING:
 
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun, State
+    from prefect.client.schemas.responses import DeploymentResponse
 
-SHARD_DEPLOYMENT = "build-shard/gpu"
+SHARD_POOL = "gpu"
+"""The work pool that `prefect.yaml` deploys shards to."""
+SHARD_DEPLOYMENT = f"build-shard/{SHARD_POOL}"
 """Where the shards of a build go that itself runs as a deployment."""
 
 _PAGE = 200
+_LOOK_S = 15.0
+"""The work pool and its workers are not looked at more often."""
 
 
 def shard_run_name(build: str, shard: int) -> str:
@@ -109,14 +117,30 @@ class ShardRuns:
 
     def __init__(self, build: str, deployment: str) -> None:
         self.build = build
+        self._name = deployment
         self._client = get_client(sync_client=True)
+        self._deployment = self._read_deployment()
+        self._looked_s, self._why = -_LOOK_S, ""
+
+    def _read_deployment(self) -> DeploymentResponse:
         try:
-            self._deployment = self._client.read_deployment_by_name(deployment)
+            return self._client.read_deployment_by_name(self._name)
         except ObjectNotFound:
             raise SettingsError(
-                f"there is no deployment {deployment} at {self._client.api_url}; "
+                f"there is no deployment {self._name} at {self._client.api_url}; "
                 "`prefect deploy --all` makes it, and PREFECT_API_URL says which server is asked"
             ) from None
+
+    def _check_pool(self) -> None:
+        """Read the deployment again: it, or its work pool, may have been deleted meanwhile."""
+        self._deployment = self._read_deployment()
+        if self._deployment.work_pool_name is None:
+            pool = f"{SHARD_POOL!r} " if self._name == SHARD_DEPLOYMENT else ""
+            raise SettingsError(
+                f"the work pool {pool}of the deployment {self._name} was deleted from "
+                f"{self._client.api_url}; `python -m deployments.setup` makes it again, then "
+                "`prefect deploy --all` deploys to it"
+            )
 
     def found(self) -> dict[int, FlowRun]:
         """The runs there are, by shard."""
@@ -140,7 +164,18 @@ class ShardRuns:
         return found
 
     def start(self, shard: int) -> FlowRun:
-        """Have a worker do a shard; the same run, however often it is asked for."""
+        """Have a worker do a shard; the same run, however often it is asked for.
+
+        Args:
+            shard: The shard's number.
+
+        Returns:
+            Its run.
+
+        Raises:
+            SettingsError: The deployment or its work pool was deleted meanwhile.
+        """
+        self._check_pool()
         context = FlowRunContext.get()
         parent = context.flow_run if context else None
         key = hashlib.sha256(f"{self.build} {shard}".encode()).hexdigest()[:32]
@@ -164,19 +199,74 @@ class ShardRuns:
         )
         return placed.id
 
-    def revive(self, run: FlowRun) -> None:
-        """Set a run that ended back to scheduled; a worker takes it up again."""
-        take_over(self._client, run)
+    def revive(self, run: FlowRun) -> FlowRun:
+        """Set a run that ended back to scheduled; a worker takes it up again.
+
+        Args:
+            run: The run.
+
+        Returns:
+            The run; a new one in its place if somebody deleted it.
+        """
         again: State[Any] = Scheduled(name="AwaitingRetry", message="The build is continued.")
         # done once and undone since (its receipt is gone): only force takes it back
         done = run.state is not None and run.state.is_completed()
-        self._client.set_flow_run_state(run.id, again, force=done)
+        try:
+            take_over(self._client, run)
+            self._client.set_flow_run_state(run.id, again, force=done)
+        except ObjectNotFound:
+            return self.start(int(run.parameters["shard"]))
+        return run
+
+    def why_waiting(self, run: FlowRun) -> str:
+        """Why a run does not start, as far as the server knows.
+
+        A run whose work pool was deleted and made again is on no queue, where no worker finds it:
+        it is deleted, for another one to be started in its place.
+
+        Args:
+            run: A run that is scheduled or pending.
+
+        Returns:
+            The reason, with what to do.
+        """
+        if run.state is not None and run.state.is_pending():
+            return "a worker took its run and has not started it"
+        if time.monotonic() - self._looked_s > _LOOK_S:
+            self._looked_s, self._why = time.monotonic(), self._look()
+        if run.work_queue_id is None and self._deployment.work_queue_id is not None:
+            with suppress(ObjectNotFound):
+                self._client.delete_flow_run(run.id)
+            return "its work pool was made again; its run is started anew"
+        return self._why
+
+    def _look(self) -> str:
+        try:
+            self._check_pool()
+            pool = str(self._deployment.work_pool_name)
+            found = self._client.read_work_pool(pool)
+            workers = self._client.read_workers_for_work_pool(pool)
+        except SettingsError as error:
+            return str(error)
+        except ObjectNotFound:
+            return "its work pool was deleted just now"
+        if found.is_paused:
+            return f"the work pool {pool!r} is paused: resume it in the UI"
+        if not any(worker.status == WorkerStatus.ONLINE for worker in workers):
+            return (
+                f"no worker of the work pool {pool!r} is online: "
+                f"`earwitness worker --pool {pool}` starts one"
+            )
+        return f"the workers of the work pool {pool!r} are busy, or its limit is reached"
 
     def cancel(self) -> None:
         """Cancel every run that has not ended."""
         for run in self.found().values():
             if run.state is not None and not run.state.is_final():
-                self._client.set_flow_run_state(run.id, Cancelling(message="The build was."))
+                state: State[Any] = Cancelling(message="The run of its build was cancelled.")
+                # one that somebody deletes meanwhile needs no cancelling
+                with suppress(ObjectNotFound):
+                    self._client.set_flow_run_state(run.id, state)
 
     def _pages(self, wanted: FlowRunFilter) -> Iterable[FlowRun]:
         offset = 0

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from datetime import UTC, datetime
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
@@ -27,6 +28,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running
 
 from earwitness.build.batch import Decided, write_segment
@@ -38,7 +40,7 @@ from earwitness.errors import SettingsError, ShardFailedError
 from earwitness.identity import ModelIdentity
 from earwitness.records import Answer, HeardClip, Outcome
 from earwitness.settings import BuildSettings
-from flows.attempt import answer_on_pool
+from flows.attempt import Attempt, answer_on_pool
 from flows.shard_runs import ShardRuns, build_tag
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 DEPLOYMENT = "build-shard/played"
-LIMIT_S = 240
+ENDS_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,13 @@ def do(build: Build, shard: int) -> None:
     persist_shard(build, shard)
 
 
+class Deleted(Enum):
+    """Somebody deletes a run: before its shard is done, or after."""
+
+    BEFORE = auto()
+    AFTER = auto()
+
+
 class Played:
     """A played worker: takes runs up in order, and ends each as `behave` says."""
 
@@ -120,8 +129,11 @@ class Played:
         with get_client(sync_client=True) as client:
             for state in (Pending(), Running()):
                 client.set_flow_run_state(run.id, state)
-            if end is Completed:
+            if end in {Completed, Deleted.AFTER}:
                 do(self.build, shard)
+            if isinstance(end, Deleted):
+                client.delete_flow_run(run.id)
+                return
             client.set_flow_run_state(
                 run.id, end(message=f"ended in try {self.taken.count(shard)}")
             )
@@ -142,6 +154,13 @@ def always(state: Any) -> Callable[[int, int], Any]:
 
 def answer(build: Build, at_once: int = 8) -> None:
     answer_on_pool(build, build.missing_shards(), DEPLOYMENT, at_once=at_once)
+
+
+def until(true: Callable[[], bool]) -> None:
+    limit = time.monotonic() + ENDS_S
+    while not true():
+        assert time.monotonic() < limit
+        time.sleep(0.1)
 
 
 @contextmanager
@@ -291,6 +310,128 @@ def test_a_shard_taken_up_again_is_not_cancelled_because_its_parent_once_was(
         states = {run: client.read_flow_run(run).state for run in (parent.id, child.id)}
     assert (states[parent.id].type, states[parent.id].name) == (StateType.FAILED, "TakenOver")
     assert states[child.id].name == "AwaitingRetry"
+
+
+@pytest.mark.parametrize("when", Deleted)
+def test_a_run_that_somebody_deletes_is_started_anew_unless_its_shard_is_done(
+    build: Build, deployment: str, when: Deleted
+):
+    def first_is_deleted(shard: int, before: int) -> Any:
+        return when if shard == 1 and not before else Completed
+
+    with Played(build, deployment, first_is_deleted) as worker:
+        thread = threading.Thread(target=copy_context().run, args=(answer, build), daemon=True)
+        thread.start()
+        thread.join(ENDS_S)
+    assert not thread.is_alive()
+    assert build.missing_shards() == []
+    assert worker.taken.count(1) == (2 if when is Deleted.BEFORE else 1)
+
+
+def test_a_run_deleted_just_before_it_is_set_back_is_started_anew(build: Build, deployment: str):  # noqa: ARG001 - it must be there
+    runs = ShardRuns(build.uri, DEPLOYMENT)
+    run = runs.start(0)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run.id, Failed(), force=True)
+        client.delete_flow_run(run.id)
+    again = runs.revive(run)
+    assert again.id != run.id
+    assert again.parameters["shard"] == 0
+
+
+def test_a_run_that_a_person_cancels_fails_its_shard_and_that_is_said(
+    build: Build, deployment: str
+):
+    with Played(build, deployment, always(Cancelled)), fails(4) as caught:
+        answer(build)
+    assert "its run was cancelled" in str(caught.value)
+
+
+@pytest.fixture
+def own_pool(prefect_server: str, request: pytest.FixtureRequest) -> Iterator[str]:  # noqa: ARG001 - it is asked
+    """A work pool, and a deployment `build-shard/<its name>` to it."""
+    from flows.build_shard import build_shard
+
+    name = f"own-{abs(hash(request.node.name)):x}"
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+        client.create_deployment(client.create_flow(build_shard), name=name, work_pool_name=name)
+    yield name
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        client.delete_work_pool(name)
+
+
+def waits(build: Build, pool: str) -> Attempt:
+    """An attempt that explains at once why a run does not start."""
+    runs = ShardRuns(build.uri, f"build-shard/{pool}")
+    return Attempt(build, [0, 1, 2, 3], runs=runs, at_once=8, patience_s=0)
+
+
+def test_runs_that_no_worker_takes_are_explained_and_waited_for(
+    build: Build, own_pool: str, caplog: pytest.LogCaptureFixture
+):
+    runs = ShardRuns(build.uri, f"build-shard/{own_pool}")
+    attempt = waits(build, own_pool)
+    thread = threading.Thread(target=copy_context().run, args=(attempt.run,), daemon=True)
+    thread.start()
+    until(lambda: "no worker of the work pool" in caplog.text)
+    assert f"`earwitness worker --pool {own_pool}` starts one" in caplog.text
+    assert thread.is_alive()
+    assert {line["says"] for line in attempt._table._lines.values() if line["says"]}
+    with Played(build, str(runs._deployment.id), always(Completed)):
+        thread.join(ENDS_S)
+    assert not thread.is_alive()
+    assert build.missing_shards() == []
+
+
+def test_a_deleted_work_pool_is_named_where_a_shard_is_to_be_started(build: Build, own_pool: str):
+    with get_client(sync_client=True) as client:
+        client.delete_work_pool(own_pool)
+    with pytest.raises(SettingsError) as caught:
+        answer_on_pool(build, [0], f"build-shard/{own_pool}", at_once=1)
+    assert f"of the deployment build-shard/{own_pool} was deleted" in str(caught.value)
+    assert "`python -m deployments.setup` makes it again" in str(caught.value)
+
+
+def test_runs_whose_work_pool_was_deleted_and_made_again_are_started_anew(
+    build: Build, own_pool: str, caplog: pytest.LogCaptureFixture
+):
+    from flows.build_shard import build_shard
+
+    attempt = waits(build, own_pool)
+    thread = threading.Thread(target=copy_context().run, args=(attempt.run,), daemon=True)
+    thread.start()
+    until(lambda: len(ShardRuns(build.uri, f"build-shard/{own_pool}").found()) == 4)
+    with get_client(sync_client=True) as client:
+        client.delete_work_pool(own_pool)
+        until(lambda: "was deleted" in caplog.text)
+        client.create_work_pool(WorkPoolCreate(name=own_pool, type="process"))
+        flow = client.create_flow(build_shard)
+        deployment = client.create_deployment(flow, name=own_pool, work_pool_name=own_pool)
+        until(lambda: "its work pool was made again; its run is started anew" in caplog.text)
+    with Played(build, str(deployment), always(Completed)):
+        thread.join(ENDS_S)
+    assert not thread.is_alive()
+    assert build.missing_shards() == []
+
+
+def test_a_deployment_deleted_while_its_shards_wait_is_named(build: Build, own_pool: str):
+    attempt = waits(build, own_pool)
+    runs = ShardRuns(build.uri, f"build-shard/{own_pool}")
+    told: list[str] = []
+
+    def run() -> None:
+        with pytest.raises(SettingsError) as caught:
+            attempt.run()
+        told.append(str(caught.value))
+
+    thread = threading.Thread(target=copy_context().run, args=(run,), daemon=True)
+    thread.start()
+    until(lambda: len(runs.found()) == 4)
+    with get_client(sync_client=True) as client:
+        client.delete_deployment(runs._deployment.id)
+    thread.join(ENDS_S)
+    assert f"there is no deployment build-shard/{own_pool}" in told[0]
 
 
 def test_a_missing_deployment_is_named_with_what_makes_it(build: Build, deployment: str):  # noqa: ARG001 - another one is there

@@ -49,6 +49,8 @@ _API_PATIENCE_S = 60.0
 _RETRY_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 _LOOK_S = 0.2
+_POOL_S = 15.0
+"""How often the worker makes sure that its work pool is there."""
 
 
 def say(text: str) -> None:
@@ -251,11 +253,15 @@ async def _work(options: WorkerOptions, environment: dict[str, str], stop: Stop)
         beating = asyncio.create_task(
             _keep_doing(worker.sync_with_backend, worker.heartbeat_interval_seconds)
         )
+        # Prefect's worker polls a pool that was deleted without a word
+        watching = asyncio.create_task(_keep_doing(lambda: check_pool(options.pool), _POOL_S))
         try:
             await stop.wanted.wait()
+            await _end(watching)
             await _end(polling)
             await _drain(worker, options.grace_s, stop)
         finally:
+            await _end(watching)
             await _end(polling)
             await _end(beating)
 
@@ -284,7 +290,8 @@ async def _keep_doing(work: Callable[[], Awaitable[Any]], interval_s: float) -> 
         except Exception as error:  # noqa: BLE001 - the server may be down: the worker outlives that
             failures += 1
             if failures == 1:
-                say(f"will try again: {type(error).__name__}: {' '.join(str(error).split())}")
+                kind = "" if isinstance(error, EarwitnessError) else f"{type(error).__name__}: "
+                say(f"will try again: {kind}{' '.join(str(error).split())}")
         else:
             failures = 0
         pause_s = min(interval_s * 2.0 ** min(failures, 6), max(interval_s, _LONGEST_PAUSE_S))

@@ -76,7 +76,7 @@ class Pool:
         self.folder = folder
         self.name = f"worker-tests-{uuid.uuid4().hex}"
         (folder / "worker_test_flow.py").write_text(FLOW)
-        self._deployment = self._call(self._deploy)
+        self.deploy()
 
     def _call(self, work: Callable[..., Any], *words: Any) -> Any:
         from prefect.client.orchestration import get_client
@@ -99,6 +99,18 @@ class Pool:
             entrypoint="worker_test_flow.ask",
             pull_steps=[{step: {"directory": str(self.folder)}}],
         )
+
+    def delete(self) -> None:
+        """What the UI's menu of a work pool does."""
+
+        async def delete(client: Any) -> None:
+            await client.delete_work_pool(self.name)
+
+        self._call(delete)
+
+    def deploy(self) -> None:
+        """Make the pool and its deployment again."""
+        self._deployment = self._call(self._deploy)
 
     def start(self, name: str, text: str = "?") -> str:
         async def create(client: Any) -> Any:
@@ -300,6 +312,23 @@ def test_an_engine_given_up_ends_the_worker_and_hands_its_runs_back(
     assert worker.end() == 1
     assert pool.state(run) == "AwaitingRetry"
     assert "error: the engine did not start: it died" in worker.log.read_text()
+
+
+def test_a_pool_that_is_deleted_under_a_worker_is_told_and_served_again(
+    pool: Pool, start_worker: Callable[..., Worker]
+):
+    worker = start_worker()
+    until(lambda: "takes runs from pool" in worker.log.read_text(), "its start")
+    pool.delete()
+    told = f"will try again: there is no work pool {pool.name!r} at "
+    until(lambda: told in worker.log.read_text(), "its word")
+    assert "`python -m deployments.setup` makes the pools" in worker.log.read_text()
+    pool.deploy()
+    run = pool.start("one")
+    pool.go("one")
+    assert pool.reaches(run, "Completed", "Crashed") == "Completed"
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.end() == 0
 
 
 def test_a_pool_that_is_not_there_is_told(prefect_server: str):

@@ -13,6 +13,8 @@ from earwitness.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+NEEDED = ("manifest", "output")
+"""What a build cannot do without."""
 DEFAULTS = {"cron": "0 2 * * *", "timezone": "UTC"}
 """What the schedule is when the environment does not say."""
 
@@ -36,7 +38,7 @@ def from_environment(
     """
     values = {name: environment.get(variable, "") for name, variable in variables.items()}
     found = {name: value or DEFAULTS.get(name, "") for name, value in values.items()}
-    missing = [variables[name] for name in ("manifest", "output") if not found.get(name)]
+    missing = [variables[name] for name in NEEDED if not found.get(name)]
     if missing:
         sys.stderr.write(
             f"{' and '.join(missing)} not set: each run has to be told, and the nightly schedule "
@@ -44,6 +46,40 @@ def from_environment(
         )
     given = {name: value for name, value in found.items() if value}
     return {**given, "version": earwitness.__version__, "complete": not missing}
+
+
+def keep_paused(*, deployment: str, slug: str, complete: bool) -> dict[str, bool]:
+    """Whether a schedule is to be on: not when somebody has paused it since the last deploy.
+
+    Prefect switches a schedule to what `prefect.yaml` says of it, at every deploy.
+
+    Args:
+        deployment: `flow/deployment`.
+        slug: Of the schedule in it.
+        complete: Whether the deploy knows what to build.
+
+    Returns:
+        Whether the schedule is `active`.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            known = client.read_deployment_by_name(deployment)
+        except ObjectNotFound:
+            return {"active": complete}
+    # the deployment's own switch is set back by a deploy, and cannot be set from `prefect.yaml`
+    off = known.paused or any(one.slug == slug and not one.active for one in known.schedules)
+    # without them the last deploy has switched it off, and no person
+    was_complete = all(known.parameters.get(name) for name in NEEDED)
+    if complete and off and was_complete:
+        sys.stderr.write(
+            f"the schedule {slug!r} of {deployment} was paused and stays paused: resume it in the "
+            "UI (Deployments)\n"
+        )
+        return {"active": False}
+    return {"active": complete}
 
 
 def check_version(version: str) -> None:

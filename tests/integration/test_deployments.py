@@ -189,6 +189,26 @@ def test_the_nightly_schedule_is_on_only_when_it_knows_what_to_build(client: Syn
     assert schedule.schedule.timezone == "Europe/Berlin"
 
 
+@pytest.mark.parametrize("how", ["schedule", "deployment"])
+def test_a_nightly_that_somebody_paused_stays_paused_after_a_deploy(
+    client: SyncPrefectClient, how: str
+):
+    def nightly() -> Any:
+        return client.read_deployment_by_name("build-dataset/nightly")
+
+    deploy("--name", "nightly", **DATASET)
+    before = nightly()
+    if how == "schedule":
+        client.update_deployment_schedule(before.id, before.schedules[0].id, active=False)
+    else:
+        client.pause_deployment(before.id)
+    deploy("--name", "nightly", **DATASET, EARWITNESS_CRON="0 3 * * *")
+    after = nightly()
+    assert after.schedules[0].schedule.cron == "0 3 * * *"
+    assert after.paused or not after.schedules[0].active
+    client.update_deployment_schedule(after.id, after.schedules[0].id, active=True)
+
+
 def test_a_run_that_does_not_say_what_to_build_is_refused_by_name(client: SyncPrefectClient):
     assert client
     asked = run("prefect", "deployment", "run", "build-dataset/adhoc", "-p", "output=o")

@@ -29,6 +29,8 @@ _LOOK_S = 0.2
 _CLEAR_UP_S = 1.0
 _TELL_TRIES = 10
 _TELL_PAUSE_S = 1.0
+_RETRY = "Retry this run: it goes on with what is left."
+"""A build's run that is killed has not handed out all its shards, perhaps; nobody else does."""
 _HANDED_BACK = frozenset({StateType.RUNNING, StateType.PENDING, StateType.CRASHED})
 
 
@@ -120,7 +122,8 @@ class GuardedWorker(ProcessWorker):
         propose = proposer.propose_crashed
 
         async def propose_if_ours(flow_run: FlowRun, message: str) -> State[Any] | None:
-            return await propose(flow_run, message) if await self._ours(flow_run) else None
+            said = f"{message} {_RETRY}"
+            return await propose(flow_run, said) if await self._ours(flow_run) else None
 
         proposer.propose_crashed = propose_if_ours  # type: ignore[method-assign]
 
@@ -128,7 +131,7 @@ class GuardedWorker(ProcessWorker):
         self, flow_run: FlowRun, message: str, client: PrefectClient | None = None
     ) -> None:
         if await self._ours(flow_run):
-            await super()._propose_crashed_state(flow_run, message, client)
+            await super()._propose_crashed_state(flow_run, f"{message} {_RETRY}", client)
 
     async def _ours(self, flow_run: FlowRun) -> bool:
         """False when a run that failed was retried while its process still ended."""

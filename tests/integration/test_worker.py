@@ -278,6 +278,18 @@ def test_a_worker_lends_its_engine_and_ends_in_order(
     assert (tmp_path / "state" / "earwitness" / "results").is_dir()
 
 
+def test_a_run_whose_process_is_killed_says_that_a_retry_goes_on(
+    pool: Pool, start_worker: Callable[..., Worker]
+):
+    run = pool.start("killed")
+    worker = start_worker()
+    os.kill(pool.pid("killed"), signal.SIGKILL)
+    pool.reaches(run, "Crashed")
+    assert pool.history(run).endswith(" Retry this run: it goes on with what is left.")
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.end() == 0
+
+
 def test_a_run_retried_while_its_failed_process_still_ends_is_run_again(
     pool: Pool, start_worker: Callable[..., Worker]
 ):

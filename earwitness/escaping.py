@@ -6,6 +6,7 @@ What is stored as data is never changed; this is for showing it.
 from __future__ import annotations
 
 import re
+import textwrap
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 _JOINERS = "\u200c\u200d"
 """Zero-width, and needed to write Persian, Hindi and many emoji; they hide nothing."""
 _WEB = re.compile(r"(?i)\bwww\.")
+_LINE_MARK = re.compile(r"^(\d*)([-+=.)])")
 _BACKTICKS = re.compile("`+")
 # what starts markup, a link, a template's tag or a mention; `:` keeps bare addresses from linking
 _MARKDOWN = str.maketrans(
@@ -79,6 +81,18 @@ def markdown(text: Any) -> str:
         text: Anything; shown as `str` shows it.
     """
     return _WEB.sub(lambda found: f"{found.group()[:-1]}\\.", printable(text).translate(_MARKDOWN))
+
+
+def markdown_lines(text: Any, width: int) -> str:
+    """A text as `markdown` shows it, broken into lines where a table's cell would cut it.
+
+    Args:
+        text: Anything; shown as `str` shows it.
+        width: Characters a line; a longer word has a line to itself.
+    """
+    lines = textwrap.wrap(printable(text), width, break_long_words=False, break_on_hyphens=False)
+    # at the start of a line these would begin a list or a heading
+    return "\\\n".join(_LINE_MARK.sub(r"\1\\\2", markdown(line)) for line in lines)
 
 
 def markdown_code(text: Any) -> str:

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from earwitness.errors import ShardFailedError
 from earwitness.progress import Advanced, tell
 from flows.shard_runs import ShardRuns
-from tasks.artifacts import ShardsTable, run_link
+from tasks.artifacts import ShardsTable, cause, run_link
+from tasks.persist import shard_message
+from tasks.telling import run_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from uuid import UUID
 
-    from prefect.client.schemas.objects import FlowRun, State
+    from prefect.client.schemas.objects import FlowRun
 
     from earwitness.build.layout import Build, Receipt
 
-_log = logging.getLogger("earwitness.shards")
-
 _FIRST_POLL_S, _LONGEST_POLL_S = 0.5, 5.0
 _REVIVALS_OF_A_CRASH = 2
-"""A worker that went away says nothing about its shards: another one takes them, so many times."""
+"""So often a shard whose worker disappeared is given to another one: the shard is not at fault."""
 _HOPELESS = 10
-"""So many shards failed and none was done: they have one cause, the rest is not handed out."""
+"""Where so many shards failed and none is done, they share one cause: no more are handed out."""
 _PATIENCE_S = 60.0
 """A run that no worker takes for so long is explained in the log and in the table."""
 
@@ -63,6 +62,9 @@ class Attempt:
         self._why = ""
         self._done = 0
         self._failures: dict[int, FlowRun] = {}
+        self._total = len(self._todo)
+        self._running: set[int] = set()
+        self._log = run_log()
 
     def run(self) -> None:
         """Hand the shards out and wait until each is done or has failed.
@@ -91,8 +93,10 @@ class Attempt:
     def _take_up(self, shard: int, run: FlowRun | None) -> None:
         if run is None:
             run = self._runs.start(shard)
+            self._log.info("shard %s waits for a worker", shard)
         if run.state is not None and run.state.is_final():
             run = self._runs.revive(run)
+            self._log.info("shard %s is run again and waits for a worker", shard)
         self._open[run.id] = shard
         self._table.note(shard, run)
 
@@ -107,13 +111,14 @@ class Attempt:
             shard = self._open[run.id]
             if run.state is None or not run.state.is_final():
                 self._table.note(shard, self._explained(shard, run))
+                self._note_start(shard, run)
                 continue
             self._table.note(shard, run)
             self._waiting_since.pop(shard, None)
             ended = True
             if run.state.is_crashed() and self._crashes.get(shard, 0) < _REVIVALS_OF_A_CRASH:
                 self._crashes[shard] = self._crashes.get(shard, 0) + 1
-                _log.warning("shard %s lost its worker; another one takes it", shard)
+                self._log.warning("shard %s: its worker disappeared, another one takes it", shard)
                 del self._open[run.id]
                 self._open[self._runs.revive(run).id] = shard
                 continue
@@ -128,7 +133,7 @@ class Attempt:
         if receipt is not None:
             self._finish(receipt)
             return
-        _log.warning("the flow run of shard %s was deleted; it is started anew", shard)
+        self._log.warning("the flow run of shard %s was deleted; it is started anew", shard)
         self._take_up(shard, None)
 
     def _explained(self, shard: int, run: FlowRun) -> FlowRun:
@@ -142,13 +147,19 @@ class Attempt:
         why = self._runs.why_waiting(run)
         if why != self._why:
             self._why = why
-            _log.warning("shard %s waits: %s", shard, why)
+            self._log.warning("shard %s waits: %s", shard, why)
         return run.model_copy(update={"state": run.state.model_copy(update={"message": why})})
+
+    def _note_start(self, shard: int, run: FlowRun) -> None:
+        if run.state is not None and run.state.is_running() and shard not in self._running:
+            self._running.add(shard)
+            self._log.info("shard %s is running", shard)
 
     def _end(self, shard: int, run: FlowRun) -> None:
         receipt = self._build.receipt(shard)
         if receipt is None:
             self._failures[shard] = run
+            self._log.error("shard %s is not done: %s %s", shard, _said(run), self._so_far)
         else:
             self._finish(receipt)
 
@@ -156,28 +167,39 @@ class Attempt:
         self._done += 1
         counts = receipt.counts
         self._table.done(receipt)
+        self._log.info(
+            "shard %s is done: %s %s", receipt.shard, shard_message(receipt), self._so_far
+        )
         tell(Advanced(counts.generated, counts.reused, counts.rejected))
 
+    @property
+    def _so_far(self) -> str:
+        failed = f", {len(self._failures)} failed" if self._failures else ""
+        return f"({self._done} of {self._total} done{failed})"
+
     def _check(self) -> None:
-        """Compare with what is there: a person may have mended a shard meanwhile."""
+        """Compare with what is there: a person may have repaired a shard meanwhile."""
         missing = self._build.missing_shards()
         if not missing:
             return
         shard = next((number for number in missing if number in self._failures), missing[0])
         run = self._failures.get(shard)
-        message = _reason(run.state) if run and run.state else "not handed out"
-        where = f" ({run_link(run.id)})" if run else ""
+        message = _said(run) if run else "it was not started"
+        where = f"shard {shard} ({run_link(run.id)})" if run else f"shard {shard}"
         raise ShardFailedError(
-            f"{len(missing)} of {len(self._build.plan.shards)} shards are not done; "
-            f"shard {shard}{where}: {message} - mend the cause, then retry this run, or that one"
+            f"{len(missing)} of {len(self._build.plan.shards)} shards are not done: "
+            f"{message.rstrip('.')}. See {where}. Remove the cause, then retry this run: it "
+            "repeats only the shards that are not done"
         )
 
 
-def _reason(state: State[Any]) -> str:
-    """Why a run that ended did not do its shard."""
-    if state.is_cancelled():
+def _said(run: FlowRun) -> str:
+    """Why a run that ended did not do its shard, without what Prefect puts before it."""
+    if run.state is None:
+        return "it has no state"
+    if run.state.is_cancelled():
         return "its run was cancelled"
-    return str(state.message or state.name)
+    return cause(run.state.message or run.state.name or "")
 
 
 def answer_on_pool(build: Build, shards: list[int], deployment: str, *, at_once: int) -> None:

@@ -6,21 +6,23 @@ Every way to run or retry a build ends here: the flow `build-dataset`, the flow
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from earwitness.build.layout import Build
 from earwitness.build.lease import lease
-from earwitness.errors import ShardFailedError, StorageUnavailableError
+from earwitness.errors import EarwitnessError, ShardFailedError, StorageUnavailableError
 from earwitness.runtime import running
 from flows.attempt import answer_on_pool
 from flows.build_shard import build_shard
 from flows.shard_runs import SHARD_DEPLOYMENT, deployed_run
-from tasks.artifacts import artifact_key, progress_artifact
+from tasks.artifacts import artifact_key, post_failed_summary, progress_artifact
+from tasks.persist import shard_message
 from tasks.publish import build_message, publish
-from tasks.telling import told
+from tasks.telling import run_log, told
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     from tasks.plan import PlannedBuild
@@ -42,15 +44,34 @@ def finish_build(planned: PlannedBuild) -> dict[str, Any]:
     deployment = settings.engine.shards_on or (SHARD_DEPLOYMENT if deployed_run() else None)
     left = sum(build.plan.shards[shard].rows for shard in planned.shards)
     key, done = artifact_key("progress", build), planned.rows - left
-    with _held(build), progress_artifact(key, planned.rows, done, "Rows decided"):
+    what = "Rows that are answered or rejected"
+    log = run_log()
+    log.info(
+        "build %s: %s rows in %s shards; %s shards with %s rows are left",
+        *(build.id, f"{planned.rows:,}", len(build.plan.shards), len(planned.shards), f"{left:,}"),
+    )
+    with _held(build), progress_artifact(key, planned.rows, done, what), _failure_summed_up(build):
         if deployment is not None:
             at_once = settings.layout.shards_in_flight
             answer_on_pool(build, planned.shards, deployment, at_once=at_once)
         else:
             with running(settings, planned.model):
                 answer_here(planned)
+        log.info("all shards are done; the build is checked and published")
         counts = publish.submit(planned.uri).result()
         return told(counts, build_message(counts))
+
+
+@contextmanager
+def _failure_summed_up(build: Build) -> Iterator[None]:
+    """Leave a summary of what there is where the block does not get to publishing."""
+    try:
+        yield
+    except EarwitnessError as error:
+        # nobody looks at a summary of a run on the command line: its terminal says it
+        if deployed_run():
+            post_failed_summary(build, error)
+        raise
 
 
 def _held(build: Build) -> AbstractContextManager[None]:
@@ -72,11 +93,16 @@ def answer_here(planned: PlannedBuild) -> None:
         ShardFailedError: Some shards failed; the others are done.
     """
     failures: list[str] = []
-    for shard in planned.shards:
+    log = run_log()
+    for number, shard in enumerate(planned.shards, start=1):
         try:
-            build_shard(planned.uri, shard)
+            receipt = build_shard(planned.uri, shard)
         except (ShardFailedError, StorageUnavailableError) as error:
             failures.append(f"shard {shard}: {error}")
+            log.warning("shard %s failed: %s", shard, error)
+        else:
+            progress = f"({number} of {len(planned.shards)})"
+            log.info("shard %s is done: %s %s", shard, shard_message(receipt), progress)
     if failures:
         left = f" (and {len(failures) - 1} more shards)" if len(failures) > 1 else ""
         raise ShardFailedError(f"{failures[0]}{left}")

@@ -1,6 +1,6 @@
 """What people see of a build in Prefect's UI beside its runs: progress, shards, summary.
 
-Artifacts only tell; a server that does not take one never harms the build.
+A server that refuses an artifact never harms the build.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from prefect.settings import PREFECT_UI_URL
 
 from earwitness.addresses import without_secrets
 from earwitness.build.account_told import account_lines
-from earwitness.escaping import markdown, markdown_code, printable
+from earwitness.build.status import build_status
+from earwitness.errors import EarwitnessError
+from earwitness.escaping import markdown, markdown_code, markdown_lines, printable
 from earwitness.progress import Advanced, listen
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ _log = logging.getLogger(__name__)
 
 _EVERY_S = 5.0
 _TABLE_EVERY_S = 15.0
+_SAYS_CHARS = 48
+"""Cells do not wrap: a longer message is broken into lines."""
 _TABLE_ROWS = 500
 """More shards than this are not listed one by one: failed and running ones first."""
 
@@ -99,13 +103,13 @@ def update(artifact: UUID, data: Any, description: str | None = None) -> bool:
 
 @contextmanager
 def _server(artifact: str) -> Iterator[SyncPrefectClient]:
-    """Prefect's API for the block; what it does not take is told, and nothing more."""
+    """Prefect's API for the block; an artifact that it refuses is a warning, and no more."""
     try:
         with get_client(sync_client=True) as client:
             yield client
     except (httpx.HTTPError, PrefectHTTPStatusError) as error:
         why = printable(without_secrets(str(error)))
-        _log.warning("the server did not take the artifact %s: %s", artifact, why)
+        _log.warning("the Prefect server refused the artifact %s: %s", artifact, why)
 
 
 @contextmanager
@@ -189,7 +193,7 @@ class ShardsTable:
             "shard": f"[shard-{shard:05d}]({run_link(run.id)})",
             # the UI takes cells for Markdown, and messages quote manifests, clips and engines
             "state": markdown(state.name) if state else "",
-            "says": markdown(_cause(state.message or "")) if state else "",
+            "says": markdown_lines(cause(state.message or ""), _SAYS_CHARS) if state else "",
         }
         known = self._lines.setdefault(shard, {})
         if known | line != known:
@@ -221,12 +225,13 @@ class ShardsTable:
         due = time.monotonic() - self._posted_s > _TABLE_EVERY_S
         if not self._changed or not (due or now):
             return
-        names = ("shard", "state", "worker", "rows", "answered", "reused", "rejected", "says")
+        # the page cuts what does not fit, so that the message comes first
+        names = ("shard", "state", "says", "rows", "answered", "reused", "rejected", "worker")
         # what went wrong first, then what goes on, then what is done
         order = sorted(self._lines, key=lambda one: ("rows" in self._lines[one], one))
         rows = [{name: self._lines[one].get(name, "") for name in names} for one in order]
         total = len(self._build.plan.shards)
-        told = f"{len(rows)} of {total} shards were handed to the pool by this run"
+        told = f"{len(rows)} of {total} shards were started by this run"
         # one artifact, brought up to date: a reader never opens a stale one
         if self._artifact is None:
             key = artifact_key("shards", self._build)
@@ -236,13 +241,17 @@ class ShardsTable:
         self._changed, self._posted_s = False, time.monotonic()
 
 
-def _cause(message: str) -> str:
-    """A state's message without what Prefect puts before it."""
+def cause(message: str) -> str:
+    """A state's message without what Prefect puts before it.
+
+    Args:
+        message: As the state has it.
+    """
     return re.sub(r"^Flow run encountered an exception: (\w+: )?", "", message)
 
 
 def post_summary(build: Build, counts: Counts, account: Json | None = None) -> None:
-    """Tell what a published build holds, and where.
+    """Say what a published build holds, and where.
 
     Args:
         build: A published build.
@@ -250,7 +259,6 @@ def post_summary(build: Build, counts: Counts, account: Json | None = None) -> N
         account: What it cost, as `build.json` has it.
     """
     cost = [f"| {name.strip()} | {markdown(told)} |" for name, told in account_lines(account)]
-    reasons = [f"| rejected: {markdown(reason)} | {n:,} |" for reason, n in counts.reasons.items()]
     lines = [
         f"# {markdown(build.id)}",
         "",
@@ -258,17 +266,69 @@ def post_summary(build: Build, counts: Counts, account: Json | None = None) -> N
         "",
         "| | |",
         "| --- | ---: |",
-        f"| rows | {counts.rows:,} |",
-        f"| answered | {counts.answered:,} |",
-        f"| of them reused | {counts.reused:,} |",
-        f"| cut by max_tokens | {counts.cut_by_max_tokens:,} |",
-        f"| hours of audio | {counts.audio_s / 3600:,.2f} |",
+        *_figures(counts),
         *cost,
-        *reasons,
+        *_reasons(counts),
         "",
         f"- data: {markdown_code(build.store.uri('data'))}",
         f"- rejections: {markdown_code(build.store.uri('rejected'))}",
         f"- card: {markdown_code(build.store.uri('README.md'))}",
         f"- facts: {markdown_code(build.store.uri('build.json'))}",
     ]
-    post("markdown", artifact_key("summary", build), "\n".join(lines), "What the build holds")
+    post(
+        "markdown",
+        artifact_key("summary", build),
+        "\n".join(lines),
+        "What the build holds, and where",
+    )
+
+
+def post_failed_summary(build: Build, error: EarwitnessError) -> None:
+    """Say why a build is not published, and what there is of it.
+
+    Args:
+        build: A planned build.
+        error: Why it is not published.
+    """
+    try:
+        status = build_status(build)
+    except EarwitnessError as unread:
+        _log.warning("no summary of %s: %s", build.id, unread)
+        return
+    lines = [
+        f"# {markdown(build.id)}",
+        "",
+        f"**Not published:** {markdown(str(error))}",
+        "",
+        "| | |",
+        "| --- | ---: |",
+        f"| shards that are done | {status.done:,} of {status.shards:,} |",
+        f"| rows of the manifest | {status.rows:,} |",
+        *_figures(status.counts, "answered or rejected so far"),
+        *_reasons(status.counts),
+        "",
+        f"The build is kept under {markdown_code(build.uri)}.",
+    ]
+    text = "\n".join(lines)
+    post("markdown", artifact_key("summary", build), text, "Why the build is not published")
+
+
+def _figures(counts: Counts, rows: str = "rows") -> list[str]:
+    """Rows of a table in Markdown."""
+    return [
+        f"| {rows} | {counts.rows:,} |",
+        f"| answered | {counts.answered:,} |",
+        f"| of them reused | {counts.reused:,} |",
+        f"| cut by max_tokens | {counts.cut_by_max_tokens:,} |",
+        f"| hours of audio | {counts.audio_s / 3600:,.2f} |",
+    ]
+
+
+def _reasons(counts: Counts) -> list[str]:
+    """A table in Markdown of why rows are rejected, the most frequent reason first."""
+    if not counts.reasons:
+        return []
+    ordered = sorted(counts.reasons.items(), key=lambda one: (-one[1], one[0]))
+    rows = [f"| {markdown(reason)} | {n:,} |" for reason, n in ordered]
+    title = f"## {counts.rejected:,} rows are rejected"
+    return ["", title, "", "| reason | rows |", "| --- | ---: |", *rows]

@@ -11,9 +11,11 @@ from earwitness.build.batch import BatchRef, keys_digest, load_batch, save_batch
 from earwitness.build.listening import decode_batch
 from earwitness.runtime import current
 from tasks.retrying import retrying
+from tasks.telling import plainly
 
 
 @task(name="decode", task_run_name="decode batch {batch.batch}", **retrying)
+@plainly
 def decode(batch: BatchRef) -> BatchRef:
     """Mono audio at the model's rate; silence, NaN and cut streams are rejected by policy."""
     runtime = current()

@@ -14,9 +14,11 @@ from earwitness.build.stages import (
 )
 from earwitness.runtime import current
 from tasks.retrying import retrying
+from tasks.telling import plainly
 
 
 @task(name="fetch", task_run_name="fetch batch {batch.batch}", **retrying)
+@plainly
 def fetch(batch: BatchRef, clips_in_shard: int) -> BatchRef:
     """Download what is not known yet; records whose bytes turn out to be answered are reused."""
     runtime, build = current(), Build.at(batch.build)

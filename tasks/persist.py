@@ -12,10 +12,11 @@ from earwitness.build.persist import persist_shard
 from earwitness.engine.shared import WORKER_VARIABLE
 from earwitness.runtime import current
 from tasks.retrying import retrying
-from tasks.telling import told
+from tasks.telling import plainly, told
 
 
 @task(name="persist", task_run_name="persist shard {shard}", **retrying)
+@plainly
 def persist(build: str, shard: int, segments: Sequence[str] = ()) -> Receipt:
     """Join plan, segments and reused outcomes into data, rejections, cache and receipt."""
     runtime = current()

@@ -10,10 +10,11 @@ from earwitness.build.layout import Build, Counts
 from earwitness.build.publish import publish_build
 from tasks.artifacts import post_summary
 from tasks.retrying import retrying
-from tasks.telling import told
+from tasks.telling import plainly, told
 
 
 @task(name="publish", task_run_name="publish", **retrying)
+@plainly
 def publish(build: str) -> dict[str, Any]:
     """Verify receipts, digests and ledger; write build.json and card; move latest.json."""
     whole = Build.at(build)

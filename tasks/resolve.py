@@ -10,10 +10,11 @@ from earwitness.heap import trim_heap
 from earwitness.progress import Advanced, tell
 from earwitness.runtime import current
 from tasks.retrying import retrying
-from tasks.telling import told
+from tasks.telling import plainly, told
 
 
 @task(name="resolve", task_run_name="resolve shard {shard}", **retrying)
+@plainly
 def resolve(build: str, shard: int) -> Resolved:
     """Stat the shard's clips, look up the cache, cut the rest into batches."""
     found = resolve_shard(current(), Build.at(build), shard)

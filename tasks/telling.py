@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TypeVar, cast
+import inspect
+import logging
+from functools import wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
-from prefect.states import Completed
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
 
+from earwitness.errors import EarwitnessError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_log = logging.getLogger("earwitness.run")
+
+
+def _unexpected(record: logging.LogRecord) -> bool:
+    """False for the trace of an error that the run's state says already."""
+    return not (record.exc_info and isinstance(record.exc_info[1], EarwitnessError))
+
+
+# where the engine logs whatever a flow run's process ends with
+logging.getLogger("prefect.flow_runs").addFilter(_unexpected)
+
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -21,3 +43,37 @@ def told(result: T, message: str, name: str | None = None) -> T:
         A completed state; Prefect hands its caller the result in it.
     """
     return cast("T", Completed(name=name, message=message, data=result))
+
+
+def run_log() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
+    """The log of the current run, as its page shows it; outside of a run an ordinary one."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return _log
+
+
+def plainly(work: Callable[P, T]) -> Callable[P, T]:
+    """Have a run that fails for a known reason say that reason alone.
+
+    Prefect puts the error's class before the message and a traceback into the log. Both are kept
+    for errors that nobody expected.
+
+    Args:
+        work: The function of a task or a flow.
+
+    Returns:
+        The function; where it raises an error of ours, it gives a failed state that holds it.
+            Prefect raises that error for its caller, and retries a task as it would have.
+    """
+
+    @wraps(work)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return work(*args, **kwargs)
+        except EarwitnessError as error:
+            return cast("T", Failed(message=str(error), data=error))
+
+    # Prefect reads the types of parameters where the function is: that would be here
+    run.__signature__ = inspect.signature(work, eval_str=True)  # type: ignore[attr-defined]
+    return run

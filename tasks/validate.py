@@ -8,9 +8,11 @@ from earwitness.build.batch import BatchRef, load_batch, save_batch
 from earwitness.build.listening import validate_batch
 from earwitness.runtime import current
 from tasks.retrying import retrying
+from tasks.telling import plainly
 
 
 @task(name="validate", task_run_name="validate batch {batch.batch}", **retrying)
+@plainly
 def validate(batch: BatchRef) -> BatchRef:
     """Containers, headers against content, lengths, channels, rates."""
     runtime = current()

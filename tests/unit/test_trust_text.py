@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import logging
+import re
 import unicodedata
 
 import pytest
@@ -20,7 +21,7 @@ from cli.tables import print_table
 from cli.terminal import Terminal
 from earwitness.engine.failure import start_failure_reason
 from earwitness.errors import EngineStartError, FatalError
-from earwitness.escaping import markdown, markdown_code, printable
+from earwitness.escaping import markdown, markdown_code, markdown_lines, printable
 from earwitness.progress import EngineStarting, Planned, tell
 
 TERMINAL = [
@@ -172,3 +173,13 @@ def test_a_model_with_code_of_its_own_is_told_to_ask_for_it_however_long_its_pat
         "to correctly load the model. Please pass the argument `trust_remote_code=True`."
     )
     assert start_failure_reason(said).endswith("--trust-remote-code")
+
+
+@pytest.mark.parametrize("text", [*WEB, "a - b + c 1. d 2) e = f # g " * 3])
+def test_a_text_broken_into_lines_is_no_markup_either(text: str):
+    shown = rendered(markdown_lines(text, 2))
+    assert shown.count("<p>") == 1
+    assert re.sub(r"<br ?/>|</?p>|\s", "", html.unescape(shown)) == re.sub(
+        r"\s", "", printable(text)
+    )
+    assert not re.search(r"<(ul|ol|li|h\d|hr|table|em|strong|s|a|img|script)\b", shown)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,9 +11,6 @@ from cli.options import all_options, machinery, with_options
 from cli.settings_file import make_settings, merge, note_ignored
 from cli.status import Where  # noqa: TC001 - typer reads the annotation
 from earwitness.settings import EngineSettings
-
-if TYPE_CHECKING:
-    from earwitness.build.layout import Build
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -65,10 +62,10 @@ def retry(
     """
     given = collect(ctx, given, None, None)
     from cli.run import run_build
-    from earwitness.build.retry import build_to_retry
+    from earwitness.build.retry import build_to_retry, source_to_retry
     from earwitness.build.stored import continued_engine
 
-    source = _source(output, build, with_reason=bool(reason))
+    source = source_to_retry(output, build, with_reason=bool(reason))
     engine = continued_engine(source.plan.settings.engine, given.get("engine", {}))
     base = {
         **source.plan.settings.model_dump(mode="json"),
@@ -83,12 +80,3 @@ def retry(
     note_ignored(EngineSettings.model_validate(given.get("engine", {})))
     target = build_to_retry(source, reason) if reason else source
     run_build(checked, target, rows_too=rows_too)
-
-
-def _source(output: str, build: str | None, *, with_reason: bool) -> Build:
-    from earwitness.build.choose import existing_build
-    from earwitness.build.retry import unpublished_build
-
-    if build is not None or with_reason:
-        return existing_build(output, build)
-    return unpublished_build(output)

@@ -13,7 +13,7 @@ from earwitness.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-NEEDED = ("manifest", "output")
+NEEDED = ("manifest", "output", "model")
 """What a build cannot do without."""
 DEFAULTS = {"cron": "0 2 * * *", "timezone": "UTC"}
 """What the schedule is when the environment does not say."""
@@ -38,11 +38,11 @@ def from_environment(
     """
     values = {name: environment.get(variable, "") for name, variable in variables.items()}
     found = {name: value or DEFAULTS.get(name, "") for name, value in values.items()}
-    missing = [variables[name] for name in NEEDED if not found.get(name)]
+    missing = [variables[name] for name in NEEDED if name in variables and not found.get(name)]
     if missing:
         sys.stderr.write(
-            f"{' and '.join(missing)} not set: each run has to be told, and the nightly schedule "
-            "is off. Set and deploy again to turn it on.\n"
+            f"{' and '.join(missing)} not set: each run has to give it, and the nightly schedule "
+            "is off. To turn it on, set the variable and deploy again.\n"
         )
     given = {name: value for name, value in found.items() if value}
     return {**given, "version": earwitness.__version__, "complete": not missing}

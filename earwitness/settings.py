@@ -57,6 +57,8 @@ class _Model(BaseModel):
         use_attribute_docstrings=True,
         # in a form a setting has the name it has everywhere else
         field_title_generator=lambda name, _field: name,
+        # what a person clicks to open a group
+        model_title_generator=lambda _model: "Change",
     )
 
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 from prefect import flow
 from prefect.runtime import flow_run
-from pydantic import Field
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import Field, ValidationError
 
 from earwitness.addresses import absolute_uri
+from earwitness.build.absolute import check_absolute
 from earwitness.build.choose import run_build_id
 from earwitness.build.prepare import build_name
 from earwitness.errors import SettingsError
@@ -25,26 +25,24 @@ from earwitness.settings import (
 )
 from flows.cancelling import cancel_shards
 from flows.finish import finish_build
+from flows.form import Defaults, Text, shape_form
+from flows.names import run_name
+from flows.shard_runs import deployed_run
 from tasks.plan import plan
-
-_ENGINE, _SAMPLING, _AUDIO = EngineSettings(), SamplingSettings(), AudioSettings()
-_INPUT, _LAYOUT = InputSettings(), LayoutSettings()
-
-
-Text = str | SkipJsonSchema[None]
-"""An optional text: a plain box in the UI's form, where an empty one means that nothing is said."""
+from tasks.telling import plainly
 
 
 def _run_name() -> str:
-    """A build's run bears the build's id."""
+    """The build's id, beside the name that a person gave the run."""
     given: dict[str, Any] = flow_run.parameters
     started = flow_run.scheduled_start_time or datetime.now(tz=UTC)
     try:
-        layout = LayoutSettings.model_validate(given.get("layout", {}))
+        layout = LayoutSettings.model_validate(given.get("layout") or {})
         name = build_name(absolute_uri(given["output"]), layout)
-        return run_build_id(given.get("build"), name, started, flow_run.id or "")
+        build = run_build_id(given.get("build"), name, started, flow_run.id or "")
     except (ValueError, SettingsError):  # said where it can be read: by the flow and its plan
         return str(flow_run.name)
+    return run_name(build, str(flow_run.name))
 
 
 @flow(
@@ -55,38 +53,48 @@ def _run_name() -> str:
     persist_result=False,
     result_serializer="json",
 )
+@plainly
 def build_dataset(
     manifest: str,
     output: str,
     *,
     model: Text = "",
     question: Text = "",
-    system_prompt: str = DEFAULT_SYSTEM_PROMPT,
     max_tokens: Annotated[int, Field(ge=1)] = 256,
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    system_prompt: str = DEFAULT_SYSTEM_PROMPT,
     build: Text = "",
-    sampling: SamplingSettings = _SAMPLING,
-    audio: AudioSettings = _AUDIO,
-    input: InputSettings = _INPUT,  # noqa: A002 - the setting's name everywhere
-    layout: LayoutSettings = _LAYOUT,
-    engine: EngineSettings = _ENGINE,
+    sampling: SamplingSettings | Defaults = None,
+    audio: AudioSettings | Defaults = None,
+    input: InputSettings | Defaults = None,  # noqa: A002 - the setting's name everywhere
+    layout: LayoutSettings | Defaults = None,
+    engine: EngineSettings | Defaults = None,
 ) -> dict[str, Any]:
-    """Answer every record of a manifest and publish the dataset.
+    """Build a dataset: ask a model about every record of a manifest and publish the answers.
+
+    Reads and checks the manifest, cuts it into shards, has each shard answered by a worker of the
+    GPU pool, and publishes the dataset when every shard is done. Answers that an earlier build of
+    the same output has are not asked again.
 
     Args:
-        manifest: Path or URL of the manifest: JSONL (.gz, .zst) or Parquet.
-        output: Folder or URL the dataset is published under.
-        model: Local folder, hub id, or the name a given engine serves.
-        question: Asks records that bring audio alone: a text, @FILE, caption or transcribe.
-        system_prompt: Leads every conversation that brings none of its own.
-        max_tokens: Longest answer, in tokens.
-        max_rejected: Publish only if at most this share of the rows is rejected.
-        build: Id of the build to make or continue. Default: made from the scheduled start.
-        sampling: How answers are sampled.
-        audio: Limits and policies for clips.
-        input: How to read the manifest.
-        layout: How the build is cut up and written.
-        engine: The engine: its addresses, or how vLLM is started. On a pool its worker decides.
+        manifest: The records to ask about: path or URL of a JSONL (.gz, .zst) or Parquet file.
+            Give an absolute path: workers have no folder of yours.
+        output: Where the dataset is published: absolute path or URL of a folder.
+        model: The audio model: absolute path of its folder, or its id on the Hugging Face hub. The
+            workers of the GPU pool must serve the same one.
+        question: What is asked about records that have audio and no conversation: a text, the
+            absolute path of a text file after @, or one of the words caption and transcribe.
+        max_tokens: Longest answer, in tokens. Longer answers are cut there and kept.
+        max_rejected: The dataset is published if at most this share of its rows is rejected (0.5 is
+            one half).
+        system_prompt: System prompt of every conversation that has none. Empty for no prompt.
+        build: Id of a build to continue, or of a new build. Leave it empty for a new build with an
+            id made of the output's name and the time.
+        sampling: How answers are sampled (temperature, top_p, top_k, repetition penalty, seed).
+        audio: Which clips are accepted (length, silence, size).
+        input: How the manifest is read (columns, folder of the clips, where clips may be).
+        layout: How the dataset is written (name, formats, columns, rows of a shard).
+        engine: Engine settings; on a pool its workers decide.
 
     Returns:
         The build's ledger.
@@ -97,4 +105,18 @@ def build_dataset(
         "question": question or None,
         "build": build or None,
     }
-    return finish_build(plan(BuildSettings(**given)))
+    settings = _settings({name: one for name, one in given.items() if one is not None})
+    if deployed_run():
+        check_absolute(settings)
+    return finish_build(plan(settings))
+
+
+def _settings(given: dict[str, Any]) -> BuildSettings:
+    try:
+        return BuildSettings(**given)
+    except ValidationError as error:
+        faults = [one["msg"].removeprefix("Value error, ") for one in error.errors()]
+        raise SettingsError("; ".join(faults)) from error
+
+
+shape_form(build_dataset, hidden={"engine"}, required={"model"})

@@ -10,10 +10,12 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from earwitness.build.layout import Build
+from earwitness.build.absolute import check_absolute_address
+from earwitness.build.layout import Build, Receipt
 from earwitness.build.stored import stored_settings
 from earwitness.errors import FatalError
 from earwitness.runtime import is_running, running
+from flows.form import shape_form
 from flows.shard_runs import (
     deployed_run,
     free_from_cancelled_parent,
@@ -28,14 +30,13 @@ from tasks.persist import persist, shard_message
 from tasks.publish import publish
 from tasks.resolve import resolve
 from tasks.results import private_results
-from tasks.telling import told
+from tasks.telling import plainly, told
 from tasks.validate import validate
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from earwitness.build.batch import BatchRef
-    from earwitness.build.layout import Receipt
     from earwitness.build.resolve import Resolved
 
 _TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=256)
@@ -54,11 +55,15 @@ def _run_name() -> str:
     persist_result=False,
     result_serializer="json",
 )
+@plainly
 def build_shard(build: str, shard: int) -> Receipt:
-    """Answer one shard of a planned build and write its files.
+    """Answer one shard of a build, on a machine with an engine.
+
+    The run of the build starts these runs, one for each shard. To repeat a shard that failed, use
+    Retry on its run: there is no need to start one here.
 
     Args:
-        build: Address of the build (`OUTPUT/builds/<id>`).
+        build: Address of the build: OUTPUT/builds/ID, absolute or a URL.
         shard: Number of the shard, from 0.
 
     Returns:
@@ -66,6 +71,7 @@ def build_shard(build: str, shard: int) -> Receipt:
     """
     run = deployed_run()
     if run:
+        check_absolute_address("build", build, "/data/dataset/builds/ID")
         free_from_cancelled_parent(run)
     found = Build.at(build)
     receipt = found.receipt(shard)
@@ -86,17 +92,20 @@ def build_shard(build: str, shard: int) -> Receipt:
     return told(receipt, f"{message}{publish_if_last(found)}")
 
 
+shape_form(build_shard)
+
+
 def _progress(build: Build, shard: int) -> AbstractContextManager[None]:
     """The shard's own bar; in its parent's process the parent's bar says it."""
     if not deployed_run():
         return nullcontext()
     rows = build.plan.shards[shard].rows
     key = artifact_key(f"progress-shard-{shard:05d}", build)
-    return progress_artifact(key, rows, 0, f"Rows of shard {shard} decided")
+    return progress_artifact(key, rows, 0, f"Rows of shard {shard} that are answered or rejected")
 
 
 def publish_if_last(build: Build) -> str:
-    """Publish a build that is whole when the run that should is gone.
+    """Publish a build whose shards are all done when the run that should publish it is gone.
 
     Args:
         build: The build of a shard that was just done.
@@ -111,8 +120,8 @@ def publish_if_last(build: Build) -> str:
         publish.submit(build.uri).result()
     except FatalError as error:
         # the shard is done all the same
-        return f"; the build is whole, but not published: {error}"
-    return "; the last one: the build is published"
+        return f"; all shards are done, but the build is not published: {error}"
+    return "; this was the last shard, and the build is published"
 
 
 def answer_batches(resolved: Resolved, window_batches: int) -> list[str]:

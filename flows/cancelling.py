@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from earwitness.addresses import absolute_uri
+from earwitness.build.choose import build_of_run
 from earwitness.build.layout import Build
 from earwitness.build.retry import unpublished_build
+from flows.names import build_of
 from flows.shard_runs import SHARD_DEPLOYMENT, ShardRuns
 
 if TYPE_CHECKING:
@@ -28,9 +30,17 @@ def cancel_shards(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) ->
     del state
     given = flow_run.parameters
     output = absolute_uri(given["output"])
-    if flow.name == "build-dataset":
-        name = flow_run.name
-    else:
-        name = given.get("build") or unpublished_build(output).id
-    deployment = (given.get("engine") or {}).get("shards_on") or SHARD_DEPLOYMENT
-    ShardRuns(Build(output, name).uri, deployment).cancel()
+    building = flow.name == "build-dataset"
+    name = build_of(flow_run.name) if building else _retried(output, flow_run)
+    if name is not None:
+        deployment = (given.get("engine") or {}).get("shards_on") or SHARD_DEPLOYMENT
+        ShardRuns(Build(output, name).uri, deployment).cancel()
+
+
+def _retried(output: str, run: FlowRun) -> str | None:
+    """The build that a run of `retry-failed-shards` is about; None: it has made none yet."""
+    given, started = run.parameters, run.expected_start_time
+    if not given.get("reason"):
+        return given.get("build") or unpublished_build(output).id
+    made = build_of_run(output, started, str(run.id)) if started else None
+    return made.id if made else None

@@ -1,4 +1,4 @@
-"""An unfinished build goes on: only what failed runs again, and it is published when whole."""
+"""An unfinished build goes on, or rejections of given reasons are asked again."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ from typing import Annotated, Any
 
 from prefect import flow
 from prefect.runtime import flow_run
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
+from earwitness.build.absolute import check_absolute_address
+from earwitness.build.retry import ASKABLE
+from earwitness.records import Reason
 from earwitness.settings import EngineSettings
-from flows.build_dataset import Text  # noqa: TC001 - Prefect reads it
 from flows.cancelling import cancel_shards
 from flows.finish import finish_build
+from flows.form import Defaults, Text, shape_form
+from flows.names import run_name
+from flows.shard_runs import deployed_run
 from tasks.plan import take_up
+from tasks.telling import plainly
 
-_ENGINE = EngineSettings()
+Askable = Annotated[Reason, WithJsonSchema({"type": "string", "enum": [*map(str, ASKABLE)]})]
+"""A reason that the form offers: those found in the manifest need another manifest."""
 
 
 def _run_name() -> str:
     given: dict[str, Any] = flow_run.parameters
-    return f"retry of {given.get('build') or 'the newest unpublished build'}"
+    which = given.get("build") or "the newest build"
+    return run_name(f"retry of {which}", str(flow_run.name))
 
 
 @flow(
@@ -30,22 +38,40 @@ def _run_name() -> str:
     persist_result=False,
     result_serializer="json",
 )
+@plainly
 def retry_failed_shards(
     output: str,
     build: Text = "",
     *,
-    max_rejected: Annotated[float, Field(ge=0, le=1)] | None = None,
-    engine: EngineSettings = _ENGINE,
+    max_rejected: Annotated[float, Field(ge=0, le=1, title="Change")]
+    | Annotated[None, Field(title="As it was")] = None,
+    reason: tuple[Askable, ...] = (),
+    engine: EngineSettings | Defaults = None,
 ) -> dict[str, Any]:
-    """Continue a build that was not published: run what failed, keep what is done, publish.
+    """Continue a build that is not published, or ask again what was rejected.
+
+    Without a reason: the shards that are not done run again, and the build is published. What is
+    done stays done.
+
+    With reasons: a new build over the same rows, in which rows that were rejected for one of these
+    reasons are asked again and everything else is reused.
 
     Args:
-        output: Folder or URL the build is published under.
-        build: Id of the build. Default: the newest unpublished one.
-        max_rejected: Publish if at most this share of the rows is rejected. Default: as it was.
+        output: Where the dataset is published: absolute path or URL of the folder.
+        build: Id of the build. Leave it empty for the newest build that is not published; with a
+            reason, for the newest build.
+        max_rejected: The dataset is published if at most this share of its rows is rejected.
+        reason: Ask again what was rejected for one of these reasons, in a new build. Leave it empty
+            to continue the build.
         engine: How vLLM is started, or where it is, when shards are not answered on a pool.
 
     Returns:
         The build's ledger.
     """
-    return finish_build(take_up(output, build or None, max_rejected, engine))
+    if deployed_run():
+        check_absolute_address("output", output)
+    settings = engine or EngineSettings()
+    return finish_build(take_up(output, build or None, max_rejected, settings, reasons=reason))
+
+
+shape_form(retry_failed_shards, hidden={"engine"})

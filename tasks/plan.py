@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence  # noqa: TC003 - Prefect reads it
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -10,17 +11,19 @@ from prefect import task
 from prefect.runtime import deployment, flow_run
 
 from earwitness.addresses import absolute_uri, without_secrets
-from earwitness.build.choose import existing_build, run_build_id
+from earwitness.build.choose import build_of_run, run_build_id
 from earwitness.build.layout import Build, Plan
 from earwitness.build.plan import plan_build, plan_identity
 from earwitness.build.prepare import build_name, resolve_model, resolve_settings
-from earwitness.build.retry import unpublished_build
+from earwitness.build.retry import build_to_retry, source_to_retry
 from earwitness.build.stored import continued_engine
 from earwitness.credentials import check_engine
 from earwitness.errors import SettingsError
 from earwitness.progress import Advanced, Planned, tell
+from earwitness.records import Reason  # noqa: TC001 - Prefect reads it
 from earwitness.settings import BuildSettings, EngineSettings  # noqa: TC001 - Prefect reads them
 from tasks.retrying import retrying
+from tasks.telling import plainly
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +50,14 @@ def _run_name(parameters: dict[str, Any]) -> str:
 
 
 @task(name="plan", task_run_name=cast("Any", _run_name), **retrying)
+@plainly
 def plan(settings: BuildSettings) -> PlannedBuild:
     """Read and lint the manifest, freeze it as shards; nothing is planned twice."""
     settings = resolve_settings(settings)
     name, model = resolve_model(settings)
-    started = flow_run.scheduled_start_time or datetime.now(tz=UTC)
+    started, run = _this_run()
     wanted = build_name(settings.output, settings.layout)
-    chosen = run_build_id(settings.build, wanted, started, flow_run.id or "")
+    chosen = run_build_id(settings.build, wanted, started, run)
     build = Build(settings.output, chosen)
     resumed = build.store.exists("plan.json")
     frozen = plan_build(build, settings, model, started.astimezone(UTC))
@@ -67,17 +71,40 @@ def plan(settings: BuildSettings) -> PlannedBuild:
 
 
 @task(name="plan", task_run_name="take up the build", **retrying)
+@plainly
 def take_up(
-    output: str, build: str | None, max_rejected: float | None, engine: EngineSettings
+    output: str,
+    build: str | None,
+    max_rejected: float | None,
+    engine: EngineSettings,
+    *,
+    reasons: Sequence[Reason] = (),
 ) -> PlannedBuild:
-    """Find a build that was planned earlier; nothing of it is planned anew."""
+    """Find a build that was planned earlier, or one over the same rows that asks some again."""
     check_engine(engine)
-    output = absolute_uri(output)
-    found = existing_build(output, build) if build else unpublished_build(output)
+    found = _retried(absolute_uri(output), build, reasons)
     settings = _continued(found.plan.settings, engine)
     name, _ = resolve_model(settings) if settings.engine.url else (settings.model, None)
     gates = {"max_rejected": max_rejected, **_price(engine)}
     return _begin(found, name or "", settings, gates, resumed=True)
+
+
+def _retried(output: str, build: str | None, reasons: Sequence[Reason]) -> Build:
+    """The build that goes on; with reasons a new one, the same over the flow run's retries."""
+    if not reasons:
+        return source_to_retry(output, build, with_reason=False)
+    started, run = _this_run()
+    made = build_of_run(output, started, run)
+    if made is not None:
+        return made
+    source = source_to_retry(output, build, with_reason=True)
+    name = source.plan.settings.layout.name or "build"
+    return build_to_retry(source, reasons, run_build_id(None, name, started, run))
+
+
+def _this_run() -> tuple[datetime, str]:
+    """When the flow run was scheduled to start, and its id."""
+    return flow_run.scheduled_start_time or datetime.now(tz=UTC), flow_run.id or ""
 
 
 def _price(engine: EngineSettings) -> dict[str, float | None]:
@@ -104,14 +131,24 @@ def _begin(
 
 
 def _continued(planned: BuildSettings, engine: EngineSettings) -> BuildSettings:
-    """The settings a build was planned with, and for the engine's machinery what is given now."""
-    given = {name: getattr(engine, name) for name in engine.model_fields_set}
+    """The settings a build was planned with, and for the engine's machinery what is given now.
+
+    A value that is the default says nothing: forms send a whole group that nobody touched.
+    """
+    given = {
+        name: getattr(engine, name)
+        for name, field in type(engine).model_fields.items()
+        if getattr(engine, name) != field.default
+    }
     # a run of a deployment starts no engine: its shards go to workers, which have their own
     told = {"shards_on": True, **given} if deployment.id else given
     taken_up = continued_engine(planned.engine, told).model_copy(update=given)
     changed = planned.model_copy(update={"engine": taken_up})
     if changed.frozen_digest() != planned.frozen_digest():
-        raise SettingsError("a build goes on with the engine arguments it was planned with")
+        raise SettingsError(
+            "a build goes on with the engine arguments it was planned with: leave out what is "
+            "given for engine, or start a new build"
+        )
     return changed
 
 

@@ -98,6 +98,19 @@ def run_build_id(build: str | None, name: str, started: datetime, run: str) -> s
     return checked_id(build) if build else build_id(name, started, run)
 
 
+def build_of_run(output: str, started: datetime, run: str) -> Build | None:
+    """The planned build that an earlier attempt of a flow run made, if there is one.
+
+    Args:
+        output: Folder or URL datasets are published under.
+        started: When the run was scheduled to start.
+        run: The run's own id.
+    """
+    ending = build_id("", started, run).removeprefix("build")
+    found = (Build(output, name) for name in build_ids(output) if name.endswith(ending))
+    return next((build for build in found if build.store.exists("plan.json")), None)
+
+
 def existing_build(output: str, build: str | None = None, *, published: bool = False) -> Build:
     """A build that is there, to be looked at.
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from earwitness.build.choose import build_ids, new_id
+from earwitness.build.choose import build_ids, existing_build, new_id
 from earwitness.build.layout import Build
 from earwitness.build.plan import copy_plan
 from earwitness.build.show import open_outcomes, open_segments
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from earwitness.records import Outcome
 
-_OF_THE_MANIFEST = tuple(Reason)[: tuple(Reason).index(Reason.CLIP_MISSING)]
-"""Reasons found at planning: the frozen plan holds them, only another manifest mends them."""
+ASKABLE = tuple(Reason)[tuple(Reason).index(Reason.CLIP_MISSING) :]
+"""Reasons that may be asked again. The others are found at planning: the frozen plan holds them,
+and only another manifest mends them."""
 
 
 def unpublished_build(output: str) -> Build:
@@ -37,11 +38,28 @@ def unpublished_build(output: str) -> Build:
             return build
     raise BuildNotFoundError(
         f"nothing is unfinished at {Store(output).root}; "
-        "give --reason to ask rejected rows of a published build again"
+        "give a reason (--reason) to ask rejected rows of a published build again"
     )
 
 
-def build_to_retry(source: Build, reasons: Iterable[str]) -> Build:
+def source_to_retry(output: str, build: str | None, *, with_reason: bool) -> Build:
+    """The build that a retry starts from.
+
+    Args:
+        output: Folder or URL it is published under.
+        build: Its id. Default: the newest; without a reason, the newest that is not published.
+        with_reason: Rejections are asked again.
+
+    Raises:
+        BuildNotFoundError: There is none.
+        SettingsError: The id given is no id.
+    """
+    if build is not None or with_reason:
+        return existing_build(output, build)
+    return unpublished_build(output)
+
+
+def build_to_retry(source: Build, reasons: Iterable[str], build: str | None = None) -> Build:
     """Make rejections with these reasons asked again, in a new build over the same plan.
 
     A new build, also where the source is unpublished: its outcomes are newer than the source's in
@@ -51,6 +69,7 @@ def build_to_retry(source: Build, reasons: Iterable[str]) -> Build:
     Args:
         source: A planned build.
         reasons: Reasons to ask again.
+        build: The new build's id. Default: made of the source's name and the time.
 
     Returns:
         The new build, planned and not yet run.
@@ -62,7 +81,7 @@ def build_to_retry(source: Build, reasons: Iterable[str]) -> Build:
     again = _checked(source, reasons)
     for shard in build_status(source).started:
         _remember(source, shard)
-    target = Build(source.output.root, new_id(source.plan.settings.layout.name))
+    target = Build(source.output.root, build or new_id(source.plan.settings.layout.name))
     gates = source.gates.model_copy(update={"retry_reasons": again})
     copy_plan(source, target, datetime.now(tz=UTC), gates)
     return target
@@ -76,7 +95,7 @@ def _checked(source: Build, reasons: Iterable[str]) -> tuple[str, ...]:
             close = get_close_matches(reason, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
             raise SettingsError(f"there is no reason {reason!r}: {hint}")
-        if reason in _OF_THE_MANIFEST:
+        if reason not in ASKABLE:
             raise SettingsError(
                 f"{reason} is a fault in the manifest: correct these lines and build again; "
                 "only their rows are asked"

@@ -105,11 +105,25 @@ class Ui:
             found = found.locator(".schema-form-property").filter(has=own).last
         return found
 
+    def open_group(self, name: str) -> None:
+        """Opens a group of parameters that is closed because it has its defaults."""
+        change = self._button("Change", self.field(name))
+        if change.is_visible():
+            change.click()
+            self.field(name).locator(".schema-form-property").first.wait_for()
+
     def fill(self, name: str, value: str) -> None:
         """Types a value into a parameter's box."""
+        self._open_group_of(name)
         self.field(name).locator("textarea, input").first.fill(value)
 
+    def _open_group_of(self, name: str) -> None:
+        group, _, inside = name.partition(".")
+        if inside:
+            self.open_group(group)
+
     def value(self, name: str) -> str:
+        self._open_group_of(name)
         return self.field(name).locator("textarea, input").first.input_value()
 
     def submit(self) -> None:

@@ -40,7 +40,11 @@ COMPOSE = HOUSE / "deployments" / "compose"
 UNITS = HOUSE / "deployments" / "systemd"
 DEPLOYMENTS = yaml.safe_load((HOUSE / "prefect.yaml").read_text())["deployments"]
 NAMES = [f"{entry['entrypoint'].rpartition('.')[2]}/{entry['name']}" for entry in DEPLOYMENTS]
-DATASET = {"EARWITNESS_MANIFEST": "s3://b/m.jsonl", "EARWITNESS_OUTPUT": "s3://b/o"}
+DATASET = {
+    "EARWITNESS_MANIFEST": "s3://b/m.jsonl",
+    "EARWITNESS_OUTPUT": "s3://b/o",
+    "EARWITNESS_MODEL": "owner/name",
+}
 SETTLED = {"as it was"}
 
 
@@ -218,7 +222,8 @@ def test_a_run_that_does_not_say_what_to_build_is_refused_by_name(client: SyncPr
 def test_a_second_nightly_is_refused_while_one_is_going(
     client: SyncPrefectClient, start: Callable[..., UUID]
 ):
-    first, second = (start("build-dataset/nightly", manifest="m", output="o") for _ in range(2))
+    given = {"manifest": "m", "output": "o", "model": "m"}
+    first, second = (start("build-dataset/nightly", **given) for _ in range(2))
     assert client.set_flow_run_state(first, Pending()).state.is_pending()
     assert client.set_flow_run_state(second, Pending()).state.is_cancelled()
 

@@ -30,6 +30,8 @@ SHARDS, SHARD_ROWS = 2, 12
 FAILING = 1
 """Every clip of this shard fails: enough for the shard to fail, not to reject its rows."""
 LAYOUT = {"shard_rows": SHARD_ROWS, "batch_rows": 4}
+FORM_HEIGHT = 1500
+"""Pixels: with the groups closed a person sees the form in two screens."""
 HANGS = "forever"
 """A question with this word is never answered."""
 STAND_IN = f"{sys.executable} -m earwitness.engine.standin --hang-on {HANGS}"
@@ -96,7 +98,10 @@ def test_the_form_is_prefilled_and_says_what_each_field_is_for(house: House, ui:
     ui.open_form("build-dataset", "adhoc")
 
     fields = ui.parameters()
-    assert list(fields)[:2] == ["manifest", "output"]
+    first = ["manifest", "output", "model", "question", "max_tokens", "max_rejected"]
+    assert list(fields)[:6] == first
+    assert "engine" not in fields
+    assert ui.form_height() <= FORM_HEIGHT
     assert [name for name, text in fields.items() if not text.strip()] == []
     assert ui.value("manifest") == str(house.folder / "prefilled.jsonl")
     assert ui.value("output") == str(house.folder / "prefilled")
@@ -129,6 +134,7 @@ def test_a_shard_retried_by_its_button_publishes_the_build_of_a_failed_parent(ho
     manifest, output = house.write("child"), house.folder / "child"
     house.fail("child")
     ui.open_form("build-dataset", "adhoc")
+    ui.name_run("first try")
     ui.fill("manifest", str(manifest))
     ui.fill("output", str(output))
     for name, value in LAYOUT.items():
@@ -140,14 +146,21 @@ def test_a_shard_retried_by_its_button_publishes_the_build_of_a_failed_parent(ho
     house.pool.api.expect(parent, "FAILED")
 
     ui.open_run(parent)
-    build = ui.run_name()
+    build = ui.run_name().removeprefix("first try (").removesuffix(")")
+    assert ui.run_name() == f"first try ({build})"
     assert build.startswith("child-")
+    ui.tab("Logs")
+    ui.see(f"shard {FAILING} is not done: storage did not give")
+    assert "Traceback" not in ui.text()
     ui.shot("parent-failed")
     assert "PROGRESS" in " ".join(ui.artifacts())
     ui.shot("parent-artifacts")
     ui.open_artifact(house.pool.api.artifact(parent, "table"))
     ui.see("storage did not give")
     ui.shot("table-of-shards")
+    ui.open_artifact(house.pool.api.artifact(parent, "markdown"))
+    ui.see("Not published:")
+    ui.shot("failed-summary")
     assert not (output / "latest.json").exists()
 
     house.mend()

@@ -95,6 +95,13 @@ class Ui:
         ]
         return {label.removesuffix(" (Optional)"): text for label, text in texts}
 
+    def form_height(self) -> int:
+        """Pixels from the form's first parameter to the end of its last one."""
+        boxes = [one.bounding_box() for one in self.page.locator(".schema-form-property").all()]
+        tops = [box["y"] for box in boxes if box]
+        ends = [box["y"] + box["height"] for box in boxes if box]
+        return round(max(ends) - min(tops))
+
     def field(self, name: str) -> Locator:
         """A parameter's part of the form; in a group of parameters: `group.name`."""
         found: Page | Locator = self.page
@@ -104,6 +111,10 @@ class Ui:
             # the innermost one: a group holds the labels of its parameters as well
             found = found.locator(".schema-form-property").filter(has=own).last
         return found
+
+    def name_run(self, name: str) -> None:
+        """Types a name for the run over the one that the form made up."""
+        self.page.locator(".p-label", has_text="Run Name").locator("input").first.fill(name)
 
     def open_group(self, name: str) -> None:
         """Opens a group of parameters that is closed because it has its defaults."""

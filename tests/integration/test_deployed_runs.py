@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
@@ -90,8 +91,11 @@ def deployments(prefect_server: str) -> dict[str, UUID]:
     names = {"build-dataset": "adhoc", "retry-failed-shards": "default", "build-shard": "gpu"}
     flows = {**FLOWS, "build-shard": build_shard}
     with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="deployed", type="process"))
         return {
-            name: client.create_deployment(client.create_flow(flow), name=names[name])
+            name: client.create_deployment(
+                client.create_flow(flow), name=names[name], work_pool_name="deployed"
+            )
             for name, flow in flows.items()
         }
 

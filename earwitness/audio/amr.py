@@ -46,6 +46,14 @@ def kind_of(head: bytes) -> Kind | None:
     return next((kind for kind in _KINDS if head.startswith(kind.magic)), None)
 
 
+def pause_samples(codec: str, frame: bytes) -> int:
+    """How long a frame lasts that is no speech; 0: it is speech, or of another codec."""
+    kind = next((kind for kind in _KINDS if kind.codec == codec), None)
+    if kind is None or not frame or frame[0] >> 3 & 0x0F < kind.modes:
+        return 0
+    return kind.samples
+
+
 def frames(data: Data, kind: Kind) -> Iterator[Frame]:
     """The frames of a file, the last one only if it is whole."""
     at = len(kind.magic)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from earwitness.audio import amr
 from earwitness.audio.blocks import (
     at_one_rate,
     broken,
@@ -122,7 +123,7 @@ def open_av(path: Path, *, link: Link | None = None, frames: int | None = None) 
             "the clip is in a codec that no decoder here knows",
         )
     elif others:
-        reason, detail = Reason.NOT_AUDIO, "the clip is a video or the like: it has no audio track"
+        reason, detail = Reason.NOT_AUDIO, "the clip has no audio track, only video or other data"
     else:
         return None
     raise BadRecordError(Rejection(Stage.VALIDATE, reason, detail))
@@ -251,7 +252,10 @@ class AvSound:
                     (one.sample_rate, frame_samples(one)) for one in packet.decode()
                 ]
             except (av.FFmpegError, ValueError):
-                frames = None
+                # FFmpeg's AMR decoders know no pauses
+                pause = amr.pause_samples(self.codec, bytes(packet))
+                silence = np.zeros((pause, 1), np.float32)
+                frames = [(self.sample_rate_hz, silence)] if pause else None
             if held is not None and frames != []:
                 yield held
                 held = None

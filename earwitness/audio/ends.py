@@ -112,6 +112,15 @@ def _in_blocks(data: Data) -> bool:
     return codec is not None and _number(data, codec[0], 2, "little") in _BLOCK_CODECS
 
 
+def ends_in_a_block(data: Data) -> bool:
+    """Whether the samples of a WAV in ADPCM, GSM or the like end within a block."""
+    place, codec = _chunk(data, b"data", "little"), _chunk(data, b"fmt ", "little")
+    if place is None or codec is None or not _in_blocks(data):
+        return False
+    block = max(1, _number(data, codec[0] + 12, 2, "little"))
+    return bool(min(place[1], len(data) - place[0]) % block)
+
+
 def _riff_end(data: Data) -> int:
     if data[8:12] == b"WAVE":
         return _wave_end(data)

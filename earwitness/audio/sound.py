@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import soundfile
 
-from earwitness.audio import amr, flac, headers, mpeg, ogg
+from earwitness.audio import amr, ends, flac, headers, mpeg, ogg
 from earwitness.audio.av_sound import ClipFile, open_av, packets_s
 from earwitness.audio.blocks import (
     TOLERANCE_S,
@@ -139,6 +139,10 @@ def _open_by_decoder(path: Path, data: mmap.mmap) -> Sound | None:
         other = open_av(path)
         if sound is None or (other is not None and other.holds_packets()):
             return other
+    if sound.container == "wav" and ends.ends_in_a_block(data):
+        # libsndfile drops what FFmpeg reads
+        sound.close()
+        return open_av(path)
     return sound
 
 

@@ -6,6 +6,7 @@ import io
 import struct
 from typing import TYPE_CHECKING
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -305,6 +306,16 @@ def test_a_size_of_0_says_nothing_in_any_codec(tmp_path, subtype):
     assert heard_s(tmp_path, data[:at] + bytes(4) + data[at + 4 :]) == pytest.approx(2, abs=0.02)
 
 
+def test_a_wav_that_ends_within_an_adpcm_block_is_heard_to_its_end(tmp_path):
+    data = by_libsndfile(2, 16_000, "WAV", "MS_ADPCM")
+    at, block = data.find(b"data"), int.from_bytes(data[32:34], "little")
+    kept = block * 3 + block // 2
+    cut = data[:4] + struct.pack("<I", at + kept) + data[8 : at + 4]
+    cut += struct.pack("<I", kept) + data[at + 8 :][:kept]
+    whole_blocks = int.from_bytes(data[38:40], "little") * 3 / 16_000
+    assert heard_s(tmp_path, cut) > whole_blocks + 0.01
+
+
 @pytest.mark.parametrize("tag", [b"TAG" + bytes(125), b"APETAGEX" + bytes(100), b"\x99" * 333])
 def test_what_stands_behind_an_mp4_is_no_box(tmp_path, tag):
     data = by_ffmpeg("aac", "ipod", 2, 44_100) + tag
@@ -363,6 +374,22 @@ def test_pauses_in_an_amr_file_are_heard_as_silence(tmp_path, magic, types):
     data = magic + b"".join(frames) + b"".join(pauses * (50 // len(pauses))) + b"".join(frames)
     seconds = 2 + 0.02 * len(pauses) * (50 // len(pauses))
     assert heard_s(tmp_path, data) == pytest.approx(seconds, abs=0.001)
+
+
+def test_pauses_in_amr_within_a_3gp_file_are_heard_as_silence(tmp_path):
+    path = tmp_path / "made.3gp"
+    path.write_bytes(by_ffmpeg("libopencore_amrnb", "3gp", 4, 8_000))
+    with av.open(str(path)) as source, av.open(str(tmp_path / "paused"), "w", format="3gp") as made:
+        stream = made.add_stream_from_template(source.streams.audio[0])
+        packets = [packet for packet in source.demux() if packet.size]
+        for number, old in enumerate(packets):
+            paused = 50 <= number < 150
+            new = av.Packet(bytes([8 << 3 | 4, 0, 0, 0, 0, 0]) if paused else bytes(old))
+            new.pts, new.dts, new.duration = old.pts, old.dts, old.duration
+            new.time_base, new.stream = old.time_base, stream
+            made.mux(new)
+    heard = heard_s(tmp_path, (tmp_path / "paused").read_bytes())
+    assert heard == pytest.approx(len(packets) * 0.02, abs=0.03)
 
 
 def antiphase(share: float) -> bytes:

@@ -26,8 +26,18 @@ MAX_RATE_HZ = 384_000
 DEFAULT_MAX_DURATION_S = 30.0
 """What Qwen2-Audio hears; used where neither settings nor the model name a limit."""
 
-_RAW = {"amr", "aac", "loas", "ac3", "eac3", "dts", "mpegts", "mpeg"}
-_BLOCKS = ("adpcm", "gsm610")
+_WIDTHS = {
+    "pcm_s8": 1,
+    "pcm_u8": 1,
+    "ulaw": 1,
+    "alaw": 1,
+    "pcm_16": 2,
+    "pcm_24": 3,
+    "pcm_32": 4,
+    "float": 4,
+    "double": 8,
+}
+"""Bytes of a sample, by codec."""
 _UNOPENED = {Reason.DECODE_FAILED, Reason.NOT_AUDIO, Reason.UNSUPPORTED_AUDIO}
 """What a decoder may say of a file whose end is missing."""
 _DECODER_FAILURES = (ArithmeticError, LookupError, RuntimeError, ValueError)
@@ -107,7 +117,7 @@ def open_clip(
     try:
         with opened(path) as sound:
             _check_shape(sound)
-            if missing and not _little(missing, path, sound):
+            if missing and not _little(missing, sound):
                 raise _truncated(missing)
             yield sound
     except BadRecordError as error:
@@ -122,16 +132,16 @@ def open_clip(
         raise _rejected(Reason.DECODE_FAILED, detail, stage) from error
 
 
-def _little(missing: int, path: Path, sound: Sound) -> bool:
+def _little(missing: int, sound: Sound) -> bool:
     """Whether what is missing lasts no longer than may be missing.
 
-    Of raw streams that cannot be told: behind an incomplete frame there may have been many more. Of
-    an incomplete block of ADPCM or GSM nothing is heard.
+    That is known of uncompressed samples alone. Behind an incomplete frame or page there may have
+    been many more.
     """
-    if sound.container in _RAW or sound.codec.endswith(_BLOCKS) or not sound.frames:
+    width = _WIDTHS.get(sound.codec)
+    if width is None:
         return False
-    bytes_a_frame = path.stat().st_size / sound.frames
-    return missing / bytes_a_frame <= TOLERANCE_S * sound.sample_rate_hz
+    return missing <= TOLERANCE_S * sound.sample_rate_hz * sound.channels * width
 
 
 def _truncated(missing: int) -> BadRecordError:

@@ -295,6 +295,14 @@ def test_a_wav_that_lacks_more_is_truncated(tmp_path, more):
     assert rejection(tmp_path, wav(64_000 + more)).reason is Reason.TRUNCATED
 
 
+def test_a_large_chunk_before_the_samples_makes_no_loss_smaller(tmp_path):
+    data = wav(64_000)
+    chunk = b"junk" + struct.pack("<I", 5_000_000) + bytes(5_000_000)
+    cut = (data[:36] + chunk + data[36:])[:-5_000]
+    cut = cut[:4] + struct.pack("<I", 5_064_044) + cut[8:]
+    assert rejection(tmp_path, cut).reason is Reason.TRUNCATED
+
+
 def test_what_follows_the_announced_end_of_a_wav_is_no_sound(tmp_path):
     assert heard_s(tmp_path, wav(32_000, riff=64_036)) == pytest.approx(1, abs=0.001)
 

@@ -12,10 +12,10 @@ ENGINE ?= $(shell if nvidia-smi >/dev/null 2>&1; then echo engine; else echo eng
 SETUP := .make/setup-$(ENGINE)
 MODEL := demo_model/weights
 
-.PHONY: help setup setup-from-index demo up down demo-model check test test-integration test-e2e chaos fuzz bench format constraints clean
+.PHONY: help setup setup-from-index demo up down demo-model check test test-integration test-e2e chaos compare-decoders fuzz bench format constraints clean
 
 help: ## say what each target does
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 setup: $(SETUP) ## install everything into .venv; done once per change of the dependencies
 
@@ -59,6 +59,9 @@ test-e2e: $(SETUP) ## tests with real vLLM, workers, and the UI in a browser
 
 chaos: $(SETUP) ## faults and attacks, seeded: MINUTES=15 SEED=1 (hours are welcome)
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),15) --seed $(or $(SEED),1)
+
+compare-decoders: $(SETUP) ## hold our decoder against FFmpeg: every file of DIR=folder, else odd files of other projects, fetched
+	$(BIN)/python -m tests.chaos.compare_decoders $(DIR)
 
 fuzz: $(SETUP) ## coverage-guided, of the manifest parser and the probe: FUZZ_S=600 seconds each
 	$(BIN)/python -m tests.fuzz manifest --seconds $(or $(FUZZ_S),600)

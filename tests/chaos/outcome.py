@@ -1,0 +1,96 @@
+"""What becomes of one file between probe and decode, and whether that is sane."""
+
+from __future__ import annotations
+
+import hashlib
+import wave
+from typing import TYPE_CHECKING, NamedTuple
+
+from earwitness.errors import BadRecordError
+from earwitness.records import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from earwitness.audio.decode import DecodedClip
+    from earwitness.audio.workers import DecodePool
+    from earwitness.settings import AudioSettings
+
+
+class Outcome(NamedTuple):
+    """What became of one file.
+
+    Attributes:
+        word: `decoded`, a rejection's reason, or what went wrong for ours.
+        detail: The rejection's text, or the digest of the audio.
+        sane: False when a promise was broken.
+        duration_s: Of the whole clip, as decoded.
+        heard_s: Of what was written.
+    """
+
+    word: str
+    detail: str
+    sane: bool = True
+    duration_s: float = 0.0
+    heard_s: float = 0.0
+
+
+def try_clip(pool: DecodePool, path: Path, policy: AudioSettings) -> Outcome:
+    """Validate and decode a file as a build does, in the pool, and look hard at what came out."""
+    return outcome_of(
+        path,
+        policy,
+        lambda: pool.probe(path, policy).result(),
+        lambda out: pool.decode(path, out, policy).result(),
+    )
+
+
+def outcome_of(
+    path: Path,
+    policy: AudioSettings,
+    probe: Callable[[], object],
+    decode: Callable[[Path], DecodedClip],
+) -> Outcome:
+    """The same with any way to call the two.
+
+    Args:
+        path: The file.
+        policy: What it is held against.
+        probe: Probes it.
+        decode: Decodes it to the path it is given.
+    """
+    out = path.with_suffix(".wav")
+    try:
+        probe()
+        clip = decode(out)
+        problem = _insane(out, clip, policy)
+        if problem:
+            return Outcome("insane", problem, sane=False)
+        digest = hashlib.sha256(out.read_bytes()).hexdigest()
+        return Outcome("decoded", digest, duration_s=clip.duration_s, heard_s=clip.heard_s)
+    except BadRecordError as error:
+        rejection = error.rejection
+        placed = rejection.stage in {Stage.VALIDATE, Stage.DECODE}
+        left = out.exists()
+        readable = rejection.detail.isprintable() and 0 < len(rejection.detail) < 300
+        return Outcome(rejection.reason, rejection.detail, placed and readable and not left)
+    except Exception as error:  # noqa: BLE001 - exactly what must not happen, told in the table
+        return Outcome(f"raised {type(error).__name__}", str(error)[:200], sane=False)
+    finally:
+        out.unlink(missing_ok=True)
+
+
+def _insane(out: Path, clip: DecodedClip, policy: AudioSettings) -> str:
+    """What is wrong with decoded audio; empty when nothing is. 16-bit samples are finite."""
+    with wave.open(str(out), "rb") as audio:
+        form = (audio.getnchannels(), audio.getsampwidth(), audio.getframerate())
+        seconds = audio.getnframes() / audio.getframerate()
+    limit_s = policy.max_duration_s or 0.0
+    if form != (1, 2, policy.sample_rate_hz):
+        return f"channels, bytes and rate are {form}"
+    if abs(seconds - clip.heard_s) > 0.001 or not 0 < seconds <= limit_s + 0.001:
+        return f"{seconds} s are there, {clip.heard_s} announced, {limit_s} allowed"
+    if clip.duration_s < clip.heard_s:
+        return f"{clip.heard_s} s heard of {clip.duration_s}"
+    return ""

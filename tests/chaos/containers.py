@@ -31,9 +31,13 @@ _LIBSNDFILE = {
     "flac-16": ("FLAC", "PCM_16", RATE_HZ, 1),
     "flac-24": ("FLAC", "PCM_24", 44_100, 2),
     "ogg-vorbis": ("OGG", "VORBIS", RATE_HZ, 1),
+    "ogg-vorbis-stereo": ("OGG", "VORBIS", 44_100, 2),
     "ogg-opus": ("OGG", "OPUS", 48_000, 1),
+    "ogg-opus-stereo": ("OGG", "OPUS", 24_000, 2),
     "mp3": ("MP3", "MPEG_LAYER_III", RATE_HZ, 1),
     "mp3-stereo": ("MP3", "MPEG_LAYER_III", 44_100, 2),
+    "mp3-8k": ("MP3", "MPEG_LAYER_III", 8_000, 1),
+    "mp3-24k": ("MP3", "MPEG_LAYER_III", 24_000, 2),
     "aiff": ("AIFF", "PCM_16", RATE_HZ, 1),
     "aifc-ima": ("AIFF", "IMA_ADPCM", RATE_HZ, 1),
     "au": ("AU", "PCM_16", RATE_HZ, 1),
@@ -59,6 +63,24 @@ _FFMPEG: dict[str, tuple[str, str, int, dict[str, str]]] = {
     "wavpack": ("wv", "wavpack", RATE_HZ, {}),
     "tta": ("tta", "tta", RATE_HZ, {}),
     "avi": ("avi", "pcm_s16le", RATE_HZ, {}),
+    "mp3-lame": ("mp3", "libmp3lame", 44_100, {}),
+    "mp3-piped": ("mp3", "libmp3lame", 22_050, {"write_xing": "0", "id3v2_version": "0"}),
+    "ogg-flac": ("ogg", "flac", RATE_HZ, {}),
+    "wav-listed": ("wav", "pcm_s16le", 44_100, {}),
+    "mov-pcm": ("mov", "pcm_s16le", 44_100, {}),
+    "mov-late": ("mov", "aac", 48_000, {"movflags": "frag_keyframe+empty_moov+delay_moov"}),
+    "m4a-opus": ("mp4", "libopus", 48_000, {}),
+    "m4a-mp3": ("mp4", "libmp3lame", 44_100, {}),
+    "3gp-amr": ("3gp", "libopencore_amrnb", 8_000, {}),
+    "mka-aac": ("matroska", "aac", 44_100, {}),
+    "mka-flac": ("matroska", "flac", RATE_HZ, {}),
+    "mka-mp3": ("matroska", "libmp3lame", 48_000, {}),
+    "webm-live": ("webm", "libopus", 48_000, {"live": "1"}),
+    "eac3": ("eac3", "eac3", 48_000, {}),
+    "mpegts-aac": ("mpegts", "aac", 44_100, {}),
+    "flv": ("flv", "aac", 44_100, {}),
+    "avi-mp3": ("avi", "libmp3lame", 44_100, {}),
+    "wma-v1": ("asf", "wmav1", 22_050, {}),
 }
 
 
@@ -98,7 +120,7 @@ def _by_ffmpeg(
         with av.open(file.name, "w", format=container, options=options) as output:
             stream: Any = output.add_stream(codec, rate=rate_hz, layout="mono")
             context = stream.codec_context
-            if codec == "wmav2":
+            if codec.startswith("wmav"):
                 context.bit_rate = 64_000  # it has no default that it accepts
             resampler = av.AudioResampler(
                 format=context.format,
@@ -108,5 +130,6 @@ def _by_ffmpeg(
             )
             for part in resampler.resample(frame) + resampler.resample(None):
                 output.mux(stream.encode(part))
-            output.mux(stream.encode(None))
+            # FLAC's last packet is empty: it brings a header that cannot be written any more
+            output.mux([packet for packet in stream.encode(None) if packet.size])
         return Path(file.name).read_bytes()

@@ -17,9 +17,14 @@ PARENT_GROWTH_MIB = 64
 
 
 class MemoryWatch:
-    """The peak resident memory of this process and of each of its children, while it is open."""
+    """The peak resident memory of this process and of each of its children, while it is open.
 
-    def __init__(self) -> None:
+    Args:
+        every_s: How often it is looked at; the peak of a child that lives shorter is missed.
+    """
+
+    def __init__(self, every_s: float = 0.05) -> None:
+        self._every_s = every_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.worker_mib = 0
@@ -47,9 +52,9 @@ class MemoryWatch:
         return Held("the parent's memory is bounded", 1, int(grown <= PARENT_GROWTH_MIB), told)
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.05):
+        while not self._stop.wait(self._every_s):
             self.parent_mib = max(self.parent_mib, memory_mib(os.getpid(), "VmRSS"))
-            # the kernel keeps each process's peak: only what dies within 50 ms is missed
+            # the kernel keeps each process's peak
             peaks = [memory_mib(pid, "VmHWM") for pid in descendants(os.getpid())]
             self.worker_mib = max([self.worker_mib, *peaks])
 

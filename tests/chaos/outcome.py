@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from earwitness.audio.decode import DecodedClip
+    from earwitness.audio.probe import ProbedClip
     from earwitness.audio.workers import DecodePool
     from earwitness.settings import AudioSettings
 
@@ -27,6 +28,7 @@ class Outcome(NamedTuple):
         sane: False when a promise was broken.
         duration_s: Of the whole clip, as decoded.
         heard_s: Of what was written.
+        rate_hz: The clip's own rate.
     """
 
     word: str
@@ -34,6 +36,7 @@ class Outcome(NamedTuple):
     sane: bool = True
     duration_s: float = 0.0
     heard_s: float = 0.0
+    rate_hz: int = 0
 
 
 def try_clip(pool: DecodePool, path: Path, policy: AudioSettings) -> Outcome:
@@ -49,7 +52,7 @@ def try_clip(pool: DecodePool, path: Path, policy: AudioSettings) -> Outcome:
 def outcome_of(
     path: Path,
     policy: AudioSettings,
-    probe: Callable[[], object],
+    probe: Callable[[], ProbedClip],
     decode: Callable[[Path], DecodedClip],
 ) -> Outcome:
     """The same with any way to call the two.
@@ -62,13 +65,19 @@ def outcome_of(
     """
     out = path.with_suffix(".wav")
     try:
-        probe()
+        rate_hz = probe().sample_rate_hz
         clip = decode(out)
         problem = _insane(out, clip, policy)
         if problem:
             return Outcome("insane", problem, sane=False)
         digest = hashlib.sha256(out.read_bytes()).hexdigest()
-        return Outcome("decoded", digest, duration_s=clip.duration_s, heard_s=clip.heard_s)
+        return Outcome(
+            "decoded",
+            digest,
+            duration_s=clip.duration_s,
+            heard_s=clip.heard_s,
+            rate_hz=rate_hz,
+        )
     except BadRecordError as error:
         rejection = error.rejection
         placed = rejection.stage in {Stage.VALIDATE, Stage.DECODE}

@@ -122,6 +122,15 @@ def ogg_links(data: bytes) -> list[bytes]:
     return [b"".join(pages) for pages in links]
 
 
+def opus_length_s(data: bytes) -> float:
+    """The end that an Ogg Opus file announces: its last position less what is skipped."""
+    head, last = data.find(b"OpusHead"), data.rfind(b"OggS")
+    if head < 0 or len(data) < max(head, last) + 14:
+        return 0.0
+    position = struct.unpack_from("<q", data, last + 6)[0]
+    return max(0.0, (position - struct.unpack_from("<H", data, head + 10)[0]) / 48_000)
+
+
 def riff_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     """The chunks of a RIFF file, name and content."""
     chunks, at = [], 12

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import av
 
-from tests.chaos.pieces import mp3_sound_s, mp4_lengths_s, ogg_links, ogg_pages
+from tests.chaos.pieces import mp3_sound_s, mp4_lengths_s, ogg_links, ogg_pages, opus_length_s
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _FAILURES = (av.FFmpegError, ValueError, OverflowError, ArithmeticError, LookupError)
 """What PyAV raises on damaged data."""
 _FFMPEG_INVALID = -22
+_RATES_HZ = range(4_000, 384_001)
 _SEAM_S = 0.1
 _LONGEST_FRAME_S = 0.13
 """An AAC frame at 8 kHz: an MP4's padding is within its last frame."""
@@ -57,6 +58,15 @@ class Heard(NamedTuple):
         """Whether all of it was read and decoded without an error."""
         return self.seconds > 0 and self.complete and not self.bad_packets
 
+    def at_rate_s(self, rate_hz: int) -> float:
+        """How long it is; at the other decoder's rate where FFmpeg's is no rate of any recording.
+
+        A damaged header may name two rates.
+        """
+        if len(self.shapes) != 1 or self.shapes[0][0] in _RATES_HZ or not rate_hz:
+            return self.seconds
+        return self.seconds * self.shapes[0][0] / rate_hz
+
 
 class _Bytes(io.BytesIO):
     """A file that answers a seek to an impossible place with FFmpeg's own error number."""
@@ -86,7 +96,10 @@ def listen(path: Path, *, limit_s: float = float("inf")) -> Heard:
         return whole._replace(padding_s=min(padded, default=whole.padding_s))
     links = ogg_links(data) if data[:4] == b"OggS" else []
     if len(links) < 2:
-        return whole
+        behind_s = whole.seconds - opus_length_s(data)
+        # a damaged packet may decode to more than it held
+        padded = whole.codec == "opus" and whole.bad_packets and 0 < behind_s < whole.seconds
+        return whole._replace(padding_s=behind_s) if padded else whole
     joined = _joined([_decoded(link, limit_s) for link in links])
     # FFmpeg adds a block of samples where links meet, or stops there; links alone are exact
     seams_s = _SEAM_S * (len(links) - 1)

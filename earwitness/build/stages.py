@@ -117,7 +117,14 @@ async def _fetch_once(
             raise
         runtime.downloads += 1
         return fetched
-    fetched = await asyncio.shield(earlier)
+    try:
+        fetched = await asyncio.shield(earlier)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if not earlier.cancelled() or (task is not None and task.cancelling()):
+            raise
+        # the batch that fetched it was cancelled, this one was not
+        return await _fetch_once(runtime, memory, uri, folder, limit)
     own = folder / fetched.sha256
     try:
         if fetched.path != own and not own.exists():

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from earwitness.audio.fetch import FetchedClip
 from earwitness.build.batch import Batch, ClipState, Decided, RowState, write_segment
 from earwitness.build.layout import Build
-from earwitness.build.stages import forget_batch, generate_batch
+from earwitness.build.stages import fetch_batch, forget_batch, generate_batch
 from earwitness.errors import EngineUnavailableError
 from earwitness.progress import Advanced, listen
 from earwitness.records import Answer, Outcome
@@ -196,3 +197,40 @@ def test_questions_about_the_same_clip_are_asked_side_by_side_and_told_in_the_ba
     assert [one.row for one in decided] == [0, 1, 2, 3, 4]
     answers = [one.outcome.answer.text for one in decided if one.outcome.answer]
     assert answers == [f"{name} {row}" for row, name in enumerate(named)]
+
+
+class SlowFetcher:
+    """Stands in for the fetcher: each clip takes a while, and is counted."""
+
+    def __init__(self) -> None:
+        self.fetched = 0
+
+    async def fetch(self, uri: str, folder: Path, _limit: int) -> FetchedClip:
+        self.fetched += 1
+        await asyncio.sleep(0.1)
+        path = folder / "ab"
+        path.write_bytes(b"clip")
+        return FetchedClip(uri, "ab", 4, None, path)
+
+
+def test_a_batch_that_is_cancelled_takes_no_clip_from_a_batch_that_waits_for_it(tmp_path: Path):
+    settings = BuildSettings(manifest="m.jsonl", output=str(tmp_path))
+    fetcher, memory = SlowFetcher(), ShardMemory()
+    runtime: Any = SimpleNamespace(settings=settings, fetcher=fetcher, downloads=0)
+
+    def fetching(name: str) -> tuple[Batch, asyncio.Task[None]]:
+        (tmp_path / name).mkdir()
+        batch = Batch([RowState(0, ["a.wav"], [])], {"a.wav": ClipState("a.wav")})
+        return batch, asyncio.create_task(fetch_batch(runtime, memory, batch, tmp_path / name))
+
+    async def cancel_the_first() -> Batch:
+        _, first = fetching("first")
+        second_batch, second = fetching("second")
+        await asyncio.sleep(0.05)
+        first.cancel()
+        await second
+        return second_batch
+
+    batch = asyncio.run(cancel_the_first())
+    assert batch.clips["a.wav"].sha256 == "ab"
+    assert (fetcher.fetched, (tmp_path / "second" / "ab").exists()) == (2, True)

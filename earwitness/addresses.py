@@ -20,7 +20,7 @@ _SIGNED = re.compile(rf"(?i)([?&](?:{_SIGNATURES})=)[^&\s'\"#]+")
 # a key may hold slashes; what follows a host and a colon is a port, not a password
 _LOGIN = re.compile(r"(://)([^/?#@\s:]*:(?!\d+[/?#])[^?#@\s]+)(?=@)")
 _HTTP_LOGIN = re.compile(r"(?i)(https?://)([^/?#@\s]+)(?=@)")
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _TARGET = re.compile(r"[/?#]")
 _TAIL = re.compile(r"[?#]")
 # what RFC 3986 lets no address hold, and a percent sign that encodes nothing
@@ -174,7 +174,7 @@ def join_web(base: str, reference: str) -> str:
         reference: As a redirect or a manifest names it. Only the dots of its relative path are
             resolved.
     """
-    if _SCHEME.match(reference):
+    if _ABSOLUTE.match(reference):
         return reference
     scheme, _, rest = base.partition("://")
     authority, target = _split_authority(rest)

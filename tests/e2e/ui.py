@@ -151,6 +151,8 @@ class Ui:
             if seen.is_visible():
                 break
             busy.wait_for(state="hidden")
+        # the page goes to the deployment's runs by itself, which undoes a click that comes before
+        self.page.wait_for_url("**/deployments/deployment/*tab=Runs*")
         # it moves as it comes, and goes after some seconds
         seen.dispatch_event("click")
         self.page.wait_for_url("**/runs/flow-run/*")

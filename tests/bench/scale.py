@@ -1,4 +1,4 @@
-"""A build of 10 and of 100 million clips on 1 to 64 GPU machines, on paper: docs/scale.md.
+"""Calculates builds of 10 and 100 million clips on 1 to 64 GPU machines: docs/scale.md.
 
     python -m tests.bench.scale                          the tables
     python -m tests.bench.scale --write docs/scale.md    put them into the page
@@ -45,23 +45,27 @@ def _cost(value: float, where: str) -> float:
 class Costs:
     """What things cost. Each can be set by a flag of its name."""
 
-    engine_rate: float = _cost(40.0, "assumed, no GPU was at hand: clips a second and machine")
+    engine_rate: float = _cost(
+        40.0, "assumed, because no GPU was available: clips per second and machine"
+    )
     clip_kb: float = _cost(320.0, "assumed: ten seconds of 16 kHz wav")
-    plan_us: float = _cost(17.0, "row `planning`, rows of many makes: CPU a row, one core")
-    reuse_rate: float = _cost(9_600.0, "row `no-op rebuild`: records a second and process")
-    run_s: float = _cost(14.2, "row `Prefect: a shard's run of nothing`, and the worker's polling")
-    task_run_ms: float = _cost(48.0, "row `Prefect: the server's CPU a record`: a task run")
+    plan_us: float = _cost(17.0, "row `planning`, rows of 15 kinds: CPU per row, one core")
+    reuse_rate: float = _cost(9_600.0, "row `no-op rebuild`: records per second and process")
+    run_s: float = _cost(14.2, "row `Prefect: empty run of a shard`, with the worker's polling")
+    task_run_ms: float = _cost(48.0, "row `Prefect: server CPU per record`: per task run")
     batch_rows: float = _cost(512.0, "`layout.batch_rows`")
-    run_database_kb: float = _cost(37.0, "row `Prefect: database a record`: a task run")
-    index_bytes: float = _cost(8.2, "row `cache growth`: the index file, a key")
-    index_memory_bytes: float = _cost(16.0, "the index in memory, a key (8 + 4 + 4 bytes)")
-    index_s: float = _cost(2.4, "row `cache growth`: to read 10 million keys' index, beyond local")
-    sort_s: float = _cost(2.4, "to sort 10 million keys and write their index, one core")
-    store_mb_s: float = _cost(200.0, "assumed: object storage to one machine")
+    run_database_kb: float = _cost(37.0, "row `Prefect: database per record`: per task run")
+    index_bytes: float = _cost(8.2, "row `cache growth`: the index file, per key")
+    index_memory_bytes: float = _cost(16.0, "the index in memory, per key (8 + 4 + 4 bytes)")
+    index_s: float = _cost(
+        2.4, "row `cache growth`: extra time of S3 to read the index of 10 million keys"
+    )
+    sort_s: float = _cost(2.4, "sorting 10 million keys and writing their index, one core")
+    store_mb_s: float = _cost(200.0, "assumed: from object storage to one machine")
     call_ms: float = _cost(30.0, "assumed: one storage call")
-    plan_bytes: float = _cost(360.0, "a planned row, as counted")
-    data_bytes: float = _cost(650.0, "an answered row as JSON lines and Parquet, as counted")
-    cache_bytes: float = _cost(200.0, "an outcome and a sighting in their segments, as counted")
+    plan_bytes: float = _cost(360.0, "counted: one planned row")
+    data_bytes: float = _cost(650.0, "counted: one answered row, as JSON lines and Parquet")
+    cache_bytes: float = _cost(200.0, "counted: one outcome and one clip entry in their segments")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +143,9 @@ def hours_table(cost: Costs) -> list[str]:
 
 def calls_table() -> list[str]:
     """Storage calls by kind."""
-    lines = _head("build", "shards", *OPERATIONS, "of them reading unindexed segments", "a record")
+    lines = _head(
+        "build", "shards", *OPERATIONS, "of these, for unindexed segments", "calls per record"
+    )
     for build in BUILDS:
         called = calls(build)
         counts = [f"{called.of[name]:,.0f}" for name in OPERATIONS]
@@ -151,7 +157,9 @@ def calls_table() -> list[str]:
 
 def bytes_table(cost: Costs) -> list[str]:
     """What lies in object storage, in GB."""
-    lines = _head("build", "clips read", "plan", "data", "new in the cache", "its indexes", "moved")
+    lines = _head(
+        "build", "clips read", "plan", "data", "new in the cache", "cache indexes", "looked up"
+    )
     for build in BUILDS:
         moved = build.shards * build.keys_before * cost.index_bytes * bool(build.asked)
         sizes = (
@@ -168,7 +176,7 @@ def bytes_table(cost: Costs) -> list[str]:
 
 def prefect_table(cost: Costs) -> list[str]:
     """What Prefect's server is given to do."""
-    names = ("flow runs", "task runs", "database", "server CPU", "calls/s at 64 machines")
+    names = ("flow runs", "task runs", "database", "server CPU", "API calls/s at 64 machines")
     lines = _head("build", *names)
     for build in BUILDS:
         longest_s = max(1.0, hours(build, 64, cost).total * _HOUR_S)
@@ -189,7 +197,7 @@ def prefect_table(cost: Costs) -> list[str]:
 
 def limits_table(cost: Costs) -> list[str]:
     """Where each part ends, in records, machines or nights."""
-    lines = _head("what", "now", "at 10 million", "at 100 million")
+    lines = _head("limit", "now", "at 10 million", "at 100 million")
     small, large = (Build(rows, Kind.COLD) for rows in SIZES)
     memory = [build.keys_after * cost.index_memory_bytes / 1e9 for build in (small, large)]
     per_machine = cost.engine_rate * 4 / cost.batch_rows * cost.task_run_ms / 1000
@@ -200,16 +208,25 @@ def limits_table(cost: Costs) -> list[str]:
     listed_s = [build.shards * 31 / 1000 * cost.call_ms / 1000 for build in (small, large)]
     server = f"{1 / per_machine:,.0f} (batches of 512), {4 / per_machine:,.0f} (of 2,048)"
     rows = (
-        ("machines that one server process can keep up with, all its time", server, "", ""),
-        ("machines that `layout.shards_in_flight` feeds", f"{SHARDS_IN_FLIGHT // 2}", "", ""),
-        ("memory of an index: each flow run, publish", "", *(f"{one:.2f} GB" for one in memory)),
+        ("machines for which one fully busy server process is enough", server, "", ""),
         (
-            "a first build: reading unindexed segments, a shard",
+            "machines that the default of `layout.shards_in_flight` keeps busy",
+            f"{SHARDS_IN_FLIGHT // 2}",
+            "",
+            "",
+        ),
+        (
+            "memory of the index, in each flow run and in publish",
+            "",
+            *(f"{one:.2f} GB" for one in memory),
+        ),
+        (
+            "first build: reading unindexed segments, per shard",
             "",
             *(f"{s:,.0f} s" for s in unindexed),
         ),
         (
-            "after 30 nights of changes: listing segments once",
+            "after 30 nights with changes: listing the segments once",
             "",
             *(f"{s:,.1f} s" for s in listed_s),
         ),
@@ -223,17 +240,17 @@ def costs_table(cost: Costs) -> list[str]:
         _line(_flag(one.name), f"{getattr(cost, one.name):,g}", one.metadata["where"])
         for one in dataclasses.fields(cost)
     ]
-    return [*_head("option", "value", "where it is from"), *told]
+    return [*_head("option", "value", "source"), *told]
 
 
 def page_part(cost: Costs) -> str:
     """All tables, as they stand on the page."""
     parts = {
-        "Hours a build": hours_table(cost),
+        "Hours per build": hours_table(cost),
         "Storage calls": calls_table(),
         "Bytes in storage, GB": bytes_table(cost),
         "Prefect": prefect_table(cost),
-        "What ends first": limits_table(cost),
+        "Limits": limits_table(cost),
         "Costs": costs_table(cost),
     }
     return "\n\n".join(f"### {name}\n\n" + "\n".join(lines) for name, lines in parts.items())
@@ -259,7 +276,7 @@ def measure(cost: Costs | None = None) -> list[Row]:
         note = f"longest: {found.limit}; docs/scale.md"
         rows.append(
             Row(
-                f"on paper: {build.name}, 64 machines",
+                f"calculated: {build.name}, 64 machines",
                 f"{found.total:,.1f} h",
                 "",
                 None,

@@ -43,7 +43,7 @@ GOAL_GROWTH = 3.0
 REPEATS = {"local": 3, "S3": 2}
 
 LIMITS = {
-    "shuffled": "keys from all over: every segment is opened, and nearly every row group read",
+    "shuffled": "keys in random order: every segment is opened and nearly every row group is read",
 }
 
 

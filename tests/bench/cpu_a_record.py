@@ -118,10 +118,10 @@ def rows(clips: int, builds: list[Cost], loops: list[Cost]) -> list[Row]:
             f"≤ {GOAL}",
             ratio <= GOAL,
             SCRIPT,
-            f"{mixed}; the loop without its imports (with them {whole:.2f})",
+            f"{mixed}; without the imports of the loop (with them: {whole:.2f})",
         ),
-        Row("CPU of the bare loop, ms a clip", f"{1000 * alone_s / clips:.2f}", "", None, SCRIPT),
-        Row("CPU of the build, ms a clip", f"{1000 * built_s / clips:.2f}", "", None, SCRIPT),
+        Row("CPU of the bare loop, ms per clip", f"{1000 * alone_s / clips:.2f}", "", None, SCRIPT),
+        Row("CPU of the build, ms per clip", f"{1000 * built_s / clips:.2f}", "", None, SCRIPT),
     ]
 
 

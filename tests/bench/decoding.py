@@ -78,7 +78,7 @@ def measure(clips: int = 400) -> list[Row]:
             }
         )
         return [
-            _against("several clips at a time ÷ one at a time", spent["several"], spent["one"]),
+            _against("several clips at the same time ÷ one by one", spent["several"], spent["one"]),
             _against(f"in {cores} processes ÷ {cores} threads", spent["several"], spent["threads"]),
             scratch_row(pool, paths, folder),
             *s3_rows(paths, folder),
@@ -130,9 +130,9 @@ def in_threads(threads: ThreadPoolExecutor, paths: list[Path], out: Path) -> Non
 
 def scratch_row(pool: DecodePool, paths: list[Path], folder: Path) -> Row:
     """Clips fetched and decoded on a scratch folder in memory against one on disk."""
-    what = "fetched and decoded on scratch in memory ÷ on disk"
+    what = "fetched and decoded with scratch in memory ÷ on disk"
     if not os.access(MEMORY, os.W_OK):
-        return Row(what, "not measured", "", None, SCRIPT, f"{MEMORY} cannot be written here")
+        return Row(what, "not measured", "", None, SCRIPT, f"{MEMORY} is not writable")
 
     def on(place: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="decoding-", dir=place) as name:
@@ -161,9 +161,16 @@ def s3_rows(paths: list[Path], folder: Path) -> list[Row]:
                 started = time.perf_counter()
                 asyncio.run(fetched(uris, Path(name), at_once=at_once))
                 rate[at_once] = len(uris) / (time.perf_counter() - started)
-    note = "rclone on this machine, without a network's delay: its own CPU is the limit"
+    note = "rclone on this machine, without network latency: its CPU time is the limit"
     return [
-        Row(f"S3 clips a second, {at_once} at once", f"{one:,.0f}", "", None, SCRIPT, note)
+        Row(
+            f"S3 clips per second, {at_once} at the same time",
+            f"{one:,.0f}",
+            "",
+            None,
+            SCRIPT,
+            note,
+        )
         for at_once, one in rate.items()
     ]
 
@@ -188,7 +195,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
 
 
 def _against(what: str, ours: Spent, other: Spent) -> Row:
-    note = f"wall time; of CPU {ours.cpu_s / other.cpu_s:.2f}"
+    note = f"wall time; CPU time: {ours.cpu_s / other.cpu_s:.2f}"
     return Row(f"decoding, {what}", f"{ours.wall_s / other.wall_s:.2f}", "", None, SCRIPT, note)
 
 

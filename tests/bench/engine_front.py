@@ -107,9 +107,9 @@ def seeds(engine: RunningEngine, home: Path, flight: int) -> Row:
 
     found = in_turn({"with": partial(side, seed=True), "without": partial(side, seed=False)})
     return row(
-        f"real vLLM: requests with a seed of their own / without, {flight} in flight",
+        f"real vLLM: requests with a seed each / without, {flight} in flight",
         f"{found['with'] / found['without']:.2f}",
-        f"{found['with']:.1f} against {found['without']:.1f} requests/s, {TOKENS} tokens each",
+        f"{found['with']:.1f} and {found['without']:.1f} requests/s, {TOKENS} tokens each",
     )
 
 
@@ -124,7 +124,7 @@ def ways(engine: RunningEngine, home: Path) -> Row:
     return row(
         "real vLLM: clips by file:// / inline",
         f"{found['file'] / found['inline']:.2f}",
-        f"{found['file']:.1f} against {found['inline']:.1f} requests/s, clips of 2-10 s",
+        f"{found['file']:.1f} and {found['inline']:.1f} requests/s, clips of 2-10 s",
     )
 
 
@@ -148,14 +148,15 @@ def several_questions(engine: RunningEngine, home: Path) -> list[Row]:
             "apart": partial(side, "apart", QUESTIONS),
         }
     )
-    note = f"{found['one']:.1f} requests/s with one question a clip"
+    note = f"{found['one']:.1f} requests/s with one question per clip"
     return [
         row(
-            f"real vLLM: {QUESTIONS} questions a clip, {name} / one question a clip, requests/s",
+            f"real vLLM: {QUESTIONS} questions per clip, {name} / one question per clip, "
+            "requests/s",
             f"{found[key] / found['one']:.2f}",
             f"{found[key]:.1f} requests/s; {note}",
         )
-        for key, name in (("adjacent", "side by side"), ("apart", "in any order"))
+        for key, name in (("adjacent", "adjacent"), ("apart", "in any order"))
     ]
 
 
@@ -168,7 +169,7 @@ def api_servers(home: Path, one: float) -> Row:
     return row(
         "real vLLM: --api-server-count 2 / 1",
         f"{two / one:.2f}",
-        f"{two:.1f} against {one:.1f} requests/s; with two cores there is none to spare for it",
+        f"{two:.1f} and {one:.1f} requests/s; two cores leave none free for the second server",
     )
 
 
@@ -219,8 +220,9 @@ def gap(home: Path, env: dict[str, str]) -> Row:
     return row(
         "stand-in: engine time lost between two shards of one process",
         f"{each_s:.1f} s",
-        f"at {SHARD_RATE}/s, against the same records in one shard; {share:.1%} of a shard of "
-        "20,000 records at that rate. A worker runs two shards at once instead",
+        f"at {SHARD_RATE}/s, compared with the same records in one shard; {share:.1%} of a shard "
+        "of 20,000 records at that rate. A worker avoids this by running two shards at "
+        "the same time",
     )
 
 
@@ -235,8 +237,8 @@ def first_answer(home: Path, env: dict[str, str]) -> Row:
     return row(
         "stand-in: first answer after the engine is ready",
         f"{answer - ready:.2f} s",
-        f"the engine was started {starting:.1f} s after the process was, ready at {ready:.1f} s "
-        f"({START_S:.0f} s of start were asked for): clips are decoded behind its start",
+        f"the engine started {starting:.1f} s after the process and was ready at {ready:.1f} s "
+        f"(its start was set to {START_S:.0f} s): clips are decoded during its start",
     )
 
 

@@ -69,7 +69,7 @@ def _row(part: str, small_kib: int, large_kib: int, records: int) -> Row:
         f"≤ {GOAL}",
         ratio <= GOAL,
         SCRIPT,
-        f"{large_kib / 1024:,.0f} MB against {small_kib / 1024:,.0f} MB",
+        f"{large_kib / 1024:,.0f} MB and {small_kib / 1024:,.0f} MB",
     )
 
 

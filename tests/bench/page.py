@@ -34,9 +34,9 @@ TOLD_PACKAGES = (
 )
 
 HOW_TO_READ = """\
-One figure a row. A ratio has both its sides from the same run, in turns; CPU seconds are those of
-all processes. `met` is empty where there is no goal, or no figure. The script named in a row
-measures it again, alone."""
+Each row has one figure. Both sides of a ratio were measured alternately in the same run. CPU
+seconds are the sum over all processes. `met` is empty if there is no goal or no figure. The script
+in a row repeats the measurement of that row only."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ def measure(rows: int = 1_000_000, mixed_rows: int = 200_000) -> list[Row]:
     imports_s = statistics.median(run_python(f"{IMPORTS}print({{}})").cpu_s for _ in range(REPEATS))
     ratio, told, peak_mb = _compared(rows, imports_s, alike=True)
     mixed, mixed_told, mixed_mb = _compared(mixed_rows, imports_s, alike=False)
-    one_process = "CPU seconds, medians of interleaved runs; both one process, one thread"
+    one_process = "CPU seconds, medians of alternating runs; both in one process and one thread"
     return [
         Row(
             f"planning {rows:,} rows ÷ bare json.loads",
@@ -109,12 +109,12 @@ def measure(rows: int = 1_000_000, mixed_rows: int = 200_000) -> list[Row]:
             SCRIPT,
         ),
         Row(
-            f"planning {mixed_rows:,} rows of 15 makes ÷ bare json.loads",
+            f"planning {mixed_rows:,} rows of 15 kinds ÷ bare json.loads",
             f"{mixed:.2f}",
             "",
             None,
             SCRIPT,
-            f"{mixed_told}; peak RSS {mixed_mb:.0f} MB; every row unlike the one before",
+            f"{mixed_told}; peak RSS {mixed_mb:.0f} MB; each row differs in kind from the last",
         ),
     ]
 
@@ -132,7 +132,7 @@ def _compared(rows: int, imports_s: float, *, alike: bool) -> tuple[float, str, 
             plans.append(run_python(PLAN, str(manifest), str(folder / f"out-{repeat}")))
     plan_s = statistics.median(cost.cpu_s for cost in plans) - imports_s
     loads_s = statistics.median(cost.cpu_s for cost in loads)
-    told = f"{1e6 * plan_s / rows:.1f} µs a row against {1e6 * loads_s / rows:.1f}"
+    told = f"{1e6 * plan_s / rows:.1f} µs per row, json.loads {1e6 * loads_s / rows:.1f}"
     return plan_s / loads_s, told, max(cost.peak_kib for cost in plans) * 1.024 / 1000
 
 

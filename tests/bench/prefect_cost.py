@@ -207,26 +207,26 @@ def measure(shards: int = SHARDS) -> list[Row]:
     size = f"{shards} shards of {found.batches} batches; {found.task_runs:,} task runs"
     both_ms = client_ms + server_ms
     note = f"client {client_ms:.2f} ms, server {server_ms:.2f} ms; {size}"
-    a_task = f"{1000 * found.server_s / found.task_runs:.0f} ms of the server a task run"
+    a_task = f"{1000 * found.server_s / found.task_runs:.0f} ms of server CPU per task run"
     bytes_a_record = f"{found.database_bytes / found.records:.0f} bytes"
     return [
         Row(
-            "Prefect: CPU a record",
+            "Prefect: CPU per record",
             f"{both_ms:.2f} ms",
             f"<= {GOAL_MS:g} ms",
             both_ms <= GOAL_MS,
             SCRIPT,
             note,
         ),
-        Row("Prefect: the server's CPU a record", f"{server_ms:.2f} ms", "", None, SCRIPT, a_task),
-        Row("Prefect: database a record", bytes_a_record, "", None, SCRIPT, "SQLite"),
+        Row("Prefect: server CPU per record", f"{server_ms:.2f} ms", "", None, SCRIPT, a_task),
+        Row("Prefect: database per record", bytes_a_record, "", None, SCRIPT, "SQLite"),
         Row(
-            "Prefect: a shard's run of nothing",
+            "Prefect: empty run of a shard",
             f"{found.wall_s / found.shards:.1f} s",
             "",
             None,
             SCRIPT,
-            "wall time, one at a time: what its engine work has to hide",
+            "wall time, one run at a time; engine work has to hide it",
         ),
     ]
 

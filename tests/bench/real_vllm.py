@@ -221,9 +221,9 @@ def measure(count: int = CLIPS, rounds: int = ROUNDS) -> list[Row]:
     tail_s = statistics.median(one.tail_s for one in whole)
     note = (
         f"bare client {bare_s:.1f} s ({count / bare_s:.1f} clips/s), build {build_s:.1f} s from "
-        f"its process's start to its end, {head_s:.1f} s of them before its first request (behind "
-        f"an own engine's start, {start_s:.0f} s here, they would not show) and {tail_s:.1f} s "
-        f"after its last answer; head and tail do not grow with the clips"
+        f"start to end of its process, of these {head_s:.1f} s before its first request (hidden if "
+        f"the build starts its own engine, which takes {start_s:.0f} s here) and {tail_s:.1f} s "
+        f"after its last answer; start and end do not grow with the number of clips"
     )
     ratio = build_s / bare_s
     steady = statistics.median(one.answering_s for one in whole) / statistics.median(
@@ -231,7 +231,7 @@ def measure(count: int = CLIPS, rounds: int = ROUNDS) -> list[Row]:
     )
     return [
         Row(names[0], f"{ratio:.2f}", f"<= {GOAL}", ratio <= GOAL, script, note),
-        Row(names[1], f"{steady:.2f}", "", None, script, "what a longer build comes near to"),
+        Row(names[1], f"{steady:.2f}", "", None, script, "the limit that longer builds approach"),
     ]
 
 

@@ -103,14 +103,14 @@ def _no_op_local(place: Place, rows: int) -> list[Row]:
     what = f"no-op rebuild of {rows:,} records, local"
     return [
         Row(
-            f"{what}: records a second",
+            f"{what}: records per second",
             f"{speed:,.0f}",
             "≥ 10,000",
             speed >= 10_000,
             SCRIPT,
-            f"whole build {whole_s:.1f} s less that of {FEW} records, {start_s:.1f} s (Python, "
-            f"imports, Prefect); start included: {rows / whole_s:,.0f} a second; CPU "
-            f"{1e6 * cpu_s / rows:.0f} µs a record",
+            f"whole build {whole_s:.1f} s minus a build of {FEW} records, {start_s:.1f} s (Python, "
+            f"imports, Prefect); with the start: {rows / whole_s:,.0f} per second; CPU "
+            f"{1e6 * cpu_s / rows:.0f} µs per record",
         ),
         Row(f"{what}: engine requests", str(requests), "0", requests == 0, SCRIPT),
         Row(f"{what}: engine starts", str(starts), "0", starts == 0, SCRIPT),
@@ -131,12 +131,12 @@ def _no_op_s3(place: Place, buckets: S3Server, rows: int) -> list[Row]:
     what = f"no-op rebuild of {rows:,} records, S3"
     return [
         Row(
-            f"{what}: all S3 calls a record",
+            f"{what}: all S3 calls per record",
             f"{max(calls) / rows:.4f}",
             "≤ 0.02",
             max(calls) <= 0.02 * rows,
             SCRIPT,
-            f"{max(calls)} calls by the server's own log, {CLIPS_A_FOLDER} clips under a prefix; "
+            f"{max(calls)} calls in the server's log, {CLIPS_A_FOLDER} clips per prefix; "
             f"{min(cost.wall_s for cost in costs):.1f} s",
         ),
         Row(f"{what}: clip downloads", str(downloads), "0", downloads == 0, SCRIPT),
@@ -171,9 +171,9 @@ def _small_change(place: Place, rows: int, full: Cost, urls: dict[str, str]) -> 
                 "≤ 0.03",
                 cost.wall_s <= 0.03 * full_s,
                 SCRIPT,
-                f"{cost.wall_s:.1f} s ({asked} asked; {start_s:.1f} s of it is the start: Python, "
-                f"imports, Prefect) ÷ {full_s:.0f} s, which an engine of {RATE} answers a second "
-                f"needs for {rows:,}; it runs already",
+                f"{cost.wall_s:.1f} s ({asked} asked; {start_s:.1f} s of this is the start: "
+                f"Python, imports, Prefect) ÷ {full_s:.0f} s, the time of an engine with {RATE} "
+                f"answers per second for {rows:,}; the engine already runs",
             )
         )
     write_input(place.source, rows, asked="What is it, at once?", pitch_hz=1.0)

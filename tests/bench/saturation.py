@@ -157,14 +157,15 @@ class Point:
         with_ends = self.records / whole.cost.wall_s / alone.served.rate
         note = (
             f"engine alone {alone.served.rate:,.0f}/s, build {whole.served.rate:,.0f}/s; "
-            f"{with_ends:.1%} with head and tail ({whole.cost.wall_s:.1f} s in all); slots empty "
-            f"{whole.served.idle_s:.2f} s against {alone.served.idle_s:.2f} s; CPU a request: "
+            f"{with_ends:.1%} with start and end ({whole.cost.wall_s:.1f} s in total); slots empty "
+            f"{whole.served.idle_s:.2f} s in the build, {alone.served.idle_s:.2f} s alone; CPU per "
+            "request: "
             f"engine {alone.served.cpu_s / self.records * 1e3:.2f} ms, bare client "
             f"{alone.cost.cpu_s / self.records * 1e3:.2f} ms, build {self.build_ms:.2f} ms"
         )
         beyond = self.rate > self.fed and self.share < GOAL
         if beyond:
-            note += f"; beyond the {self.fed:,.0f}/s that the cores here have the CPU for"
+            note += f"; above the {self.fed:,.0f}/s that the CPU of this machine allows"
         return Row(
             f"saturation: {self.rate:,} requests/s, {self.records:,} clips",
             f"{self.share:.1%}",
@@ -200,13 +201,12 @@ def measure(rates: tuple[int, ...] = RATES, point_s: float = POINT_S) -> list[Ro
     best = max((point.rate for point in points if point.share >= GOAL), default=0)
     last = points[-1]
     note = (
-        f"the build costs {last.build_ms:.2f} ms of CPU a record where there are "
-        f"{last.records:,} clips, the stand-in's own share apart: with "
-        f"{usable_cpus()} cores that is {last.fed:,.0f}/s"
+        f"the build costs {last.build_ms:.2f} ms of CPU per record with {last.records:,} clips, "
+        f"without the stand-in's share; with {usable_cpus()} cores this allows {last.fed:,.0f}/s"
     )
     script = "python -m tests.bench.saturation"
     value = f"{best:,}/s" if best else f"none of {', '.join(map(str, rates))}/s"
-    ends = Row("saturation: highest rate here that reaches the goal", value, "", None, script)
+    ends = Row("saturation: highest measured rate that reaches the goal", value, "", None, script)
     return [*(point.row() for point in points), replace(ends, note=note)]
 
 

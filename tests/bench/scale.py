@@ -273,7 +273,7 @@ def measure(cost: Costs | None = None) -> list[Row]:
     rows = []
     for build in BUILDS:
         found = hours(build, 64, cost or Costs())
-        note = f"longest: {found.limit}; docs/scale.md"
+        note = f"slowest part: {found.limit}; docs/scale.md"
         rows.append(
             Row(
                 f"calculated: {build.name}, 64 machines",

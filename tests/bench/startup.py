@@ -70,7 +70,7 @@ def measure(repeats: int = 15) -> list[Row]:
     cpu_s = {name: statistics.median(cpu for _, cpu in both) for name, both in taken.items()}
 
     def note(name: str) -> str:
-        beside = f"python -c pass in turns with it: {median_s['nothing']:.3f} s"
+        beside = f"python -c pass, measured alternately: {median_s['nothing']:.3f} s"
         return f"CPU {cpu_s[name]:.2f} s; {beside}, CPU {cpu_s['nothing']:.2f} s"
 
     heavy = loaded_by(["cli.main", "--help"])
@@ -93,7 +93,7 @@ def measure(repeats: int = 15) -> list[Row]:
             "none",
             not heavy,
             SCRIPT,
-            f"of {', '.join(HEAVY)}",
+            f"checked: {', '.join(HEAVY)}",
         ),
     ]
 

@@ -25,7 +25,7 @@ def test_the_peak_is_the_bare_clients_best_round():
     table = {row.measure: row for row in rows([found(1, 50.0), found(4, 26.0)])}
     assert table["GPU: peak, bare client"].value == "40.0 clips/s"
     assert table["GPU: 1 API server"].value == "20.0 clips/s, 50.0% of the peak"
-    assert "615 audio hours a GPU hour" in table["GPU: 4 API servers"].note
+    assert "615 audio hours per GPU hour" in table["GPU: 4 API servers"].note
 
 
 def test_the_goal_is_judged_by_the_best_number_of_api_servers():

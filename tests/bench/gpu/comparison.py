@@ -191,7 +191,7 @@ def rows(found: list[Found]) -> list[Row]:
             f"bare client: {one.clips / one.first_s:.1f} clips/s",
             f"features ready: {one.clips / one.ready_s:.1f}",
             f"and without seeds: {one.clips / one.unseeded_s:.1f}",
-            f"{one.audio_s / one.build_s:.0f} audio hours a GPU hour",
+            f"{one.audio_s / one.build_s:.0f} audio hours per GPU hour",
             f"engine without a request {one.idle.without_request():.1%} of the time",
             "" if busy is None else f"GPU busy {busy:.0%}",
         )
@@ -211,7 +211,7 @@ def not_measured(found: list[Found]) -> list[Row]:
     """The rows of a machine without a GPU; the script ran all the same."""
     one = found[0]
     note = (
-        f"no GPU here; the same script ran on the CPU with the model cut down: {one.clips} clips "
+        f"no GPU available; the same script ran on the CPU with a reduced model: {one.clips} clips "
         f"by the bare client and by a build, {one.clips / one.ready_s:.1f} and "
         f"{one.clips / one.build_s:.1f} clips/s"
     )

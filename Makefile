@@ -57,7 +57,7 @@ test-integration: $(SETUP) ## tests with real processes, S3 and Prefect; a stand
 test-e2e: $(SETUP) ## tests with real vLLM, workers, and the UI in a browser
 	$(BIN)/python -m pytest tests/e2e
 
-chaos: $(SETUP) ## faults and attacks, seeded: MINUTES=15 SEED=1 (hours are welcome)
+chaos: $(SETUP) ## tests with injected faults and attacks, seeded: MINUTES=15 SEED=1 (a longer run finds more)
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),15) --seed $(or $(SEED),1)
 
 compare-decoders: $(SETUP) ## hold our decoder against FFmpeg: every file of DIR=folder, else odd files of other projects, fetched
@@ -73,7 +73,7 @@ bench: $(SETUP) ## every benchmark, one table, docs/performance.md; half an hour
 demo-model: $(SETUP) ## train the demo model from nothing into out/demo-model (under 40 minutes on 2 cores)
 	$(BIN)/python -m demo_model.train out/demo-model --seed 0
 
-format: $(SETUP) ## format the code and mend what ruff can mend
+format: $(SETUP) ## format the code and fix what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

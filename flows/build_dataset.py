@@ -108,7 +108,7 @@ def build_dataset(
     settings = _settings({name: one for name, one in given.items() if one is not None})
     if deployed_run():
         check_absolute(settings)
-    return finish_build(plan(settings))
+    return finish_build(plan.submit(settings).result())
 
 
 def _settings(given: dict[str, Any]) -> BuildSettings:

@@ -71,7 +71,8 @@ def retry_failed_shards(
     if deployed_run():
         check_absolute_address("output", output)
     settings = engine or EngineSettings()
-    return finish_build(take_up(output, build or None, max_rejected, settings, reasons=reason))
+    taken = take_up.submit(output, build or None, max_rejected, settings, reasons=reason)
+    return finish_build(taken.result())
 
 
 shape_form(retry_failed_shards, hidden={"engine"})

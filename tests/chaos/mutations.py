@@ -310,7 +310,8 @@ def main() -> int:
             folder, seed=given.seed, count=given.count, first=given.first, keep=given.keep
         )
     for one in held:
-        print("BROKEN" if one.failed else "held  ", f"{one.held:,} of {one.tried:,}", one.what)
+        told = f"BROKEN ({one.detail})" if one.failed else "held  "
+        print(told, f"{one.held:,} of {one.tried:,}", one.what)
     return 1 if any(one.failed for one in held) else 0
 
 

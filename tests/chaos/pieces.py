@@ -122,13 +122,16 @@ def ogg_links(data: bytes) -> list[bytes]:
     return [b"".join(pages) for pages in links]
 
 
-def opus_length_s(data: bytes) -> float:
-    """The end that an Ogg Opus file announces: its last position less what is skipped."""
-    head, last = data.find(b"OpusHead"), data.rfind(b"OggS")
-    if head < 0 or len(data) < max(head, last) + 14:
+def ogg_length_s(data: bytes) -> float:
+    """The end that an Ogg Opus or Vorbis stream announces: its last position."""
+    last, opus, vorbis = data.rfind(b"OggS"), data.find(b"OpusHead"), data.find(b"\x01vorbis")
+    if last < 0 or len(data) < max(last, opus, vorbis) + 16:
         return 0.0
     position = struct.unpack_from("<q", data, last + 6)[0]
-    return max(0.0, (position - struct.unpack_from("<H", data, head + 10)[0]) / 48_000)
+    if opus >= 0:
+        return max(0.0, (position - struct.unpack_from("<H", data, opus + 10)[0]) / 48_000)
+    rate = struct.unpack_from("<I", data, vorbis + 12)[0] if vorbis >= 0 else 0
+    return max(0.0, position / rate) if rate else 0.0
 
 
 def riff_chunks(data: bytes) -> list[tuple[bytes, bytes]]:

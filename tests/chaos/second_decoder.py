@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import av
 
-from tests.chaos.pieces import mp3_sound_s, mp4_lengths_s, ogg_links, ogg_pages, opus_length_s
+from tests.chaos.pieces import mp3_sound_s, mp4_lengths_s, ogg_length_s, ogg_links, ogg_pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,7 @@ _FAILURES = (av.FFmpegError, ValueError, OverflowError, ArithmeticError, LookupE
 _FFMPEG_INVALID = -22
 _RATES_HZ = range(4_000, 384_001)
 _SEAM_S = 0.1
+_BLOCK_S = 0.05
 _LONGEST_FRAME_S = 0.13
 """An AAC frame at 8 kHz: an MP4's padding is within its last frame."""
 
@@ -96,14 +97,23 @@ def listen(path: Path, *, limit_s: float = float("inf")) -> Heard:
         return whole._replace(padding_s=min(padded, default=whole.padding_s))
     links = ogg_links(data) if data[:4] == b"OggS" else []
     if len(links) < 2:
-        behind_s = whole.seconds - opus_length_s(data)
-        # a damaged packet may decode to more than it held
-        padded = whole.codec == "opus" and whole.bad_packets and 0 < behind_s < whole.seconds
-        return whole._replace(padding_s=behind_s) if padded else whole
-    joined = _joined([_decoded(link, limit_s) for link in links])
-    # FFmpeg adds a block of samples where links meet, or stops there; links alone are exact
+        # a damaged Opus packet may decode to more than it held
+        damaged = whole.codec == "opus" and whole.bad_packets
+        behind_s = max(0.0, whole.seconds - ogg_length_s(data)) if damaged else 0.0
+        return whole._replace(padding_s=behind_s if behind_s < whole.seconds else 0.0)
+    heard = [_with_padding(link, limit_s) for link in links]
+    joined = _joined(heard)
+    # FFmpeg adds samples where links meet, takes headers for sound, or stops; links are exact
+    apart = all(link.clean for link in heard)
     seams_s = _SEAM_S * (len(links) - 1)
-    return whole if whole.seconds > joined.seconds + seams_s else joined
+    return joined if apart or whole.seconds <= joined.seconds + seams_s else whole
+
+
+def _with_padding(link: bytes, limit_s: float) -> Heard:
+    """A link, with what it has behind its last position noted as padding."""
+    heard = _decoded(link, limit_s)
+    behind_s = heard.seconds - ogg_length_s(link)
+    return heard._replace(padding_s=behind_s if 0 < behind_s < _BLOCK_S else 0.0)
 
 
 def _without_rest(data: bytes) -> bytes:
@@ -125,6 +135,7 @@ def _joined(links: list[Heard]) -> Heard:
         seconds=sum(link.seconds for link in links),
         packets=sum(link.packets for link in links),
         bad_packets=sum(link.bad_packets for link in links),
+        padding_s=sum(link.padding_s for link in links),
         shapes=tuple(dict.fromkeys(shape for link in links for shape in link.shapes)),
         complete=all(link.complete for link in links),
     )

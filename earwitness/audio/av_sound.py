@@ -120,7 +120,7 @@ def open_av(path: Path, *, link: Link | None = None, frames: int | None = None) 
     if has_audio:
         reason, detail = (
             Reason.UNSUPPORTED_AUDIO,
-            "the clip is in a codec that no decoder here knows",
+            "the clip's codec is not supported",
         )
     elif others:
         reason, detail = Reason.NOT_AUDIO, "the clip has no audio track, only video or other data"

@@ -29,7 +29,7 @@ _BLOCK_FRAMES = 2**16
 def broken(*, started: bool) -> BadRecordError:
     """The rejection of a clip that stops being decodable."""
     if started:
-        reason, detail = Reason.TRUNCATED, "the clip stops being readable before its end"
+        reason, detail = Reason.TRUNCATED, "the clip cannot be decoded up to its end"
     else:
         reason, detail = Reason.DECODE_FAILED, "no sample of the clip can be decoded"
     return BadRecordError(Rejection(Stage.DECODE, reason, detail))
@@ -42,7 +42,7 @@ def check_lost(lost_s: float) -> None:
         BadRecordError: `decode_failed`.
     """
     if lost_s > MAX_LOST_S:
-        detail = f"{lost_s:.2f} s amid the clip cannot be decoded"
+        detail = f"{lost_s:.2f} s in the middle of the clip cannot be decoded"
         raise BadRecordError(Rejection(Stage.DECODE, Reason.DECODE_FAILED, detail))
 
 

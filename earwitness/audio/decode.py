@@ -221,8 +221,9 @@ def _check_whole(sound: Sound, frames: int) -> None:
     missing_s = (sound.frames - frames) / sound.sample_rate_hz
     if missing_s > TOLERANCE_S:
         detail = (
-            f"the header announces {sound.frames / sound.sample_rate_hz:.2f} s, "
-            f"only {frames / sound.sample_rate_hz:.2f} s are there"
+            f"the clip is cut off: its header announces "
+            f"{sound.frames / sound.sample_rate_hz:.2f} s, and it has only "
+            f"{frames / sound.sample_rate_hz:.2f} s"
         )
         raise _rejected(Reason.TRUNCATED, detail)
 
@@ -235,7 +236,9 @@ def _peak(samples: Samples | NDArray[np.int16]) -> float:
 def _check_loud(peak: float, silence_dbfs: float) -> None:
     if peak < 10 ** (silence_dbfs / 20):
         level = f"{20 * math.log10(peak):.1f} dBFS" if peak > 0 else "digital silence"
-        detail = f"the clip is silent: its peak is {level}, the threshold {silence_dbfs:g} dBFS"
+        detail = (
+            f"the clip is silent: its peak is {level}, below the threshold of {silence_dbfs:g} dBFS"
+        )
         raise _rejected(Reason.SILENT, detail)
 
 

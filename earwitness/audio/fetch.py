@@ -123,7 +123,9 @@ def unavailable(error: StorageUnavailableError) -> Rejection:
     Its detail leaves out what differs from attempt to attempt (addresses, request ids).
     """
     if isinstance(error.__cause__, TimeoutError):
-        detail = "the clip's storage did not answer in time; the next run asks again"
+        detail = (
+            "the clip's storage timed out at every attempt; the next run fetches the clip again"
+        )
         return Rejection(Stage.FETCH, Reason.FETCH_TIMEOUT, detail)
-    detail = "the clip's storage failed at every attempt; the next run asks again"
+    detail = "the clip's storage failed at every attempt; the next run fetches the clip again"
     return Rejection(Stage.FETCH, Reason.FETCH_FAILED, detail)

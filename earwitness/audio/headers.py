@@ -56,14 +56,14 @@ def looks_like(head: bytes) -> str:
     if known:
         return known
     if not head.strip(b"\0"):
-        return "nothing but zero bytes"
+        return "zero bytes only"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:64].lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return "an HTML page"
     if start.startswith((b"<?xml", b"<error")):
         return "an XML document"
     if not _is_text(head):
-        return "no known kind of file"
+        return "a file of an unknown kind"
     return "a JSON document" if start.startswith((b"{", b"[")) else "text"
 
 

@@ -79,10 +79,12 @@ class HttpSource:
             headers = {"Range": f"bytes={sink.size_bytes}-", "If-Range": f'"{whole.version}"'}
             async with self._web.ask("GET", uri, headers) as response:
                 if not whole.goes_on(response, sink.size_bytes):
-                    raise StorageUnavailableError(f"{shown(uri)} broke off and does not go on")
+                    raise StorageUnavailableError(f"{shown(uri)} was cut off while it was read")
                 done = await self._take(response, sink, whole)
         if whole.size_bytes not in {None, sink.size_bytes}:
-            raise StorageUnavailableError(f"{shown(uri)} has another length than announced")
+            raise StorageUnavailableError(
+                f"{shown(uri)} has a different length than the server announced"
+            )
         return _stamp(sink.size_bytes, stamp_headers)
 
     async def _take(self, response: aiohttp.ClientResponse, sink: ClipSink, whole: _Whole) -> bool:
@@ -111,7 +113,7 @@ class HttpSource:
             await asyncio.to_thread(sink.write, chunk)
             if waited_s >= self._pace.window_s:
                 if got < self._pace.bytes_per_s * waited_s:
-                    raise TimeoutError("the body comes too slowly")
+                    raise TimeoutError("the download is too slow")
                 waited_s, got = 0.0, 0
 
     async def _stat(self, uri: str) -> Found:

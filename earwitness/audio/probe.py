@@ -125,10 +125,10 @@ def open_clip(
             raise _truncated(missing) from error
         raise
     except MemoryError:
-        detail = "decoding needs more memory than a clip is allowed"
+        detail = "decoding the clip needs more memory than is allowed for one clip"
         raise _rejected(Reason.DECODE_FAILED, detail, stage) from None
     except _DECODER_FAILURES as error:
-        detail = f"the decoder fails on this clip ({type(error).__name__})"
+        detail = f"the decoder failed on this clip ({type(error).__name__})"
         raise _rejected(Reason.DECODE_FAILED, detail, stage) from error
 
 
@@ -145,7 +145,7 @@ def _little(missing: int, sound: Sound) -> bool:
 
 
 def _truncated(missing: int) -> BadRecordError:
-    detail = f"the clip ends {missing:,} bytes before the end its header announces"
+    detail = f"the clip is cut off: {missing:,} bytes that its header announces are missing"
     return _rejected(Reason.TRUNCATED, detail)
 
 
@@ -156,12 +156,12 @@ def check_duration(duration_s: float, policy: AudioSettings, stage: Stage) -> No
         BadRecordError: `clip_too_short`, or `clip_too_long` where policy is to reject.
     """
     if duration_s < policy.min_duration_s or duration_s == 0:
-        detail = f"the clip lasts {duration_s:g} s, the shortest allowed is "
+        detail = f"the clip lasts {duration_s:g} s, and the shortest allowed is "
         detail += f"{policy.min_duration_s:g} s"
         raise _rejected(Reason.CLIP_TOO_SHORT, detail, stage)
     longest_s = max_duration_s(policy)
     if duration_s > longest_s and policy.too_long is TooLong.REJECT:
-        detail = f"the clip lasts {duration_s:g} s, the longest the model hears is {longest_s:g} s"
+        detail = f"the clip lasts {duration_s:g} s, and the model hears at most {longest_s:g} s"
         raise _rejected(Reason.CLIP_TOO_LONG, detail, stage)
 
 
@@ -169,13 +169,13 @@ def _check_shape(sound: Sound) -> None:
     if not 1 <= sound.channels <= MAX_CHANNELS:
         raise _rejected(
             Reason.UNSUPPORTED_AUDIO,
-            f"the clip has {sound.channels} channels, 1 to {MAX_CHANNELS} are supported",
+            f"the clip has {sound.channels} channels, and only 1 to {MAX_CHANNELS} are supported",
         )
     if not MIN_RATE_HZ <= sound.sample_rate_hz <= MAX_RATE_HZ:
         raise _rejected(
             Reason.UNSUPPORTED_AUDIO,
             f"the clip's sample rate is {sound.sample_rate_hz} Hz, "
-            f"{MIN_RATE_HZ} to {MAX_RATE_HZ} are supported",
+            f"and only {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz are supported",
         )
 
 

@@ -41,7 +41,7 @@ class ClipSink:
         """
         if size_bytes is not None and size_bytes > self._max_bytes:
             detail = (
-                f"the clip has {size_bytes:,} bytes, {self._max_bytes:,} are allowed "
+                f"the clip has {size_bytes:,} bytes, and only {self._max_bytes:,} are allowed "
                 "(audio.max_clip_bytes)"
             )
             raise BadRecordError(Rejection(Stage.FETCH, Reason.CLIP_TOO_LARGE, detail))
@@ -55,7 +55,10 @@ class ClipSink:
         """
         self.size_bytes += len(chunk)
         if self.size_bytes > self._max_bytes:
-            detail = f"the clip has more than {self._max_bytes:,} bytes (audio.max_clip_bytes)"
+            detail = (
+                f"the clip has more than the {self._max_bytes:,} bytes that are allowed "
+                "(audio.max_clip_bytes)"
+            )
             raise BadRecordError(Rejection(Stage.FETCH, Reason.CLIP_TOO_LARGE, detail))
         self._sha256.update(chunk)
         # opened here and not before: in the thread that writes, not in the event loop
@@ -89,7 +92,7 @@ class ClipSink:
             BadRecordError: `clip_empty`.
         """
         if self._file is None or self.size_bytes == 0:
-            detail = "the clip has no bytes at all"
+            detail = "the clip is empty (0 bytes)"
             raise BadRecordError(Rejection(Stage.FETCH, Reason.CLIP_EMPTY, detail))
         self._file.close()
         sha256 = self._sha256.hexdigest()

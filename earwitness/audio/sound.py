@@ -172,8 +172,8 @@ def _check_whole_mpeg(segments: list[mpeg.Segment]) -> None:
     for one in segments:
         there_s, missing_s = one.samples / one.form.rate_hz, one.missing / one.form.rate_hz
         if missing_s > TOLERANCE_S:
-            detail = f"the header announces {there_s + missing_s:.2f} s, "
-            detail += f"only {there_s:.2f} s are there"
+            detail = f"the clip is cut off: its header announces {there_s + missing_s:.2f} s, "
+            detail += f"and it has only {there_s:.2f} s"
             raise BadRecordError(Rejection(Stage.VALIDATE, Reason.TRUNCATED, detail))
 
 
@@ -182,7 +182,7 @@ def _unreadable(path: Path) -> BadRecordError:
         head = file.read(_HEAD_BYTES)
     kind = headers.audio_kind(head)
     if kind:
-        detail = f"starts like {kind}, but no decoder can open it"
+        detail = f"the clip starts like {kind}, but no decoder can open it"
         return BadRecordError(Rejection(Stage.VALIDATE, Reason.DECODE_FAILED, detail))
     detail = f"the clip is not audio but {headers.looks_like(head)}"
     return BadRecordError(Rejection(Stage.VALIDATE, Reason.NOT_AUDIO, detail))
@@ -276,7 +276,7 @@ class _Part:
                 return
             raise
         if sound is None:
-            detail = "one of the streams that the clip joins cannot be decoded"
+            detail = "one of the streams that are joined in the clip cannot be decoded"
             raise BadRecordError(Rejection(Stage.VALIDATE, Reason.DECODE_FAILED, detail))
         with closing(sound):
             self.rate_hz, self.channels = sound.sample_rate_hz, sound.channels

@@ -73,12 +73,14 @@ def missing(uri: str, stage: Stage = Stage.FETCH) -> Rejection:
 
 def denied(uri: str, stage: Stage = Stage.FETCH) -> Rejection:
     """The rejection for a clip that may not be read."""
-    return Rejection(stage, Reason.ACCESS_DENIED, f"no permission to read {shown(uri)}")
+    return Rejection(stage, Reason.ACCESS_DENIED, f"there is no permission to read {shown(uri)}")
 
 
 def bad_uri(uri: str, stage: Stage = Stage.FETCH) -> Rejection:
     """The rejection for an address that cannot be one."""
-    return Rejection(stage, Reason.BAD_URI, f"not an address of a clip: {shown(uri)}")
+    return Rejection(
+        stage, Reason.BAD_URI, f"this is not a valid path or URL of a clip: {shown(uri)}"
+    )
 
 
 def refused(uri: str, why: str, stage: Stage = Stage.FETCH) -> Rejection:

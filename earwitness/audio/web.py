@@ -117,7 +117,8 @@ class WebClient:
     def _check(self, url: URL, *, strict: bool) -> None:
         if url.scheme not in WEB:
             raise NotFollowedError(
-                Reason.ADDRESS_REFUSED, f"it redirects to {url.scheme}://, which is not followed"
+                Reason.ADDRESS_REFUSED,
+                f"it redirects to {url.scheme}://, and only http and https are allowed there",
             )
         host = url.raw_host
         if not host or url.port is None:

@@ -51,7 +51,7 @@ _UNPACK = {
     "an LZ4 file": "unlz4",
     "a compress (.Z) file": "uncompress",
 }
-_NOT_KNOWN = frozenset({"text", "a JSON document", "no known kind of file"})
+_NOT_KNOWN = frozenset({"text", "a JSON document", "a file of an unknown kind"})
 _OFFICE = b"[Content_Types].xml"
 _BOM = b"\xef\xbb\xbf"
 _SEPARATORS = ",\t;|"
@@ -246,7 +246,7 @@ def _no_json(lines: list[bytes]) -> tuple[str, str] | None:
     if all(re.fullmatch(rb"[^\s{}]+\.[A-Za-z0-9]{2,5}", line) for line in lines):
         return f"a list of file names (it begins {shown!r})", f"{_FORM}"
     if b"\0" in lines[0] or "\ufffd" in first:
-        return "no text and no known kind of file", _FORM
+        return "a file of an unknown kind", _FORM
     return f"text without JSON (it begins {shown!r})", _FORM
 
 

@@ -232,7 +232,7 @@ def test_a_long_clip_is_rejected_by_its_header_alone(tmp_path):
     path = write(tmp_path / "clip", tone(2.0), format="WAV")
     found = rejection(probe, path, AudioSettings(max_duration_s=1))
     assert (found.stage, found.reason) == (Stage.VALIDATE, Reason.CLIP_TOO_LONG)
-    assert found.detail == "the clip lasts 2 s, the longest the model hears is 1 s"
+    assert found.detail == "the clip lasts 2 s, and the model hears at most 1 s"
 
 
 def test_a_long_clip_is_rejected_while_decoding_where_the_header_does_not_tell(tmp_path):

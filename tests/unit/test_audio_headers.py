@@ -27,8 +27,8 @@ from earwitness.settings import AudioSettings
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the file itself"),
         (b"#EXTM3U\nhttp://example.com/a.ts", "a playlist"),
         ("Röyksopp, ein Text".encode(), "text"),
-        (bytes(4096), "nothing but zero bytes"),
-        (b"\x01\x02\xfe\x99" * 8, "no known kind of file"),
+        (bytes(4096), "zero bytes only"),
+        (b"\x01\x02\xfe\x99" * 8, "a file of an unknown kind"),
     ],
 )
 def test_what_is_not_audio_is_named(tmp_path, head, kind):

@@ -138,13 +138,13 @@ class AccessPolicy:
         if not all(map(self._may_ever, faces)):
             return (
                 f"{host} is a link-local, metadata or unspecified address "
-                "(only --allow ADDRESS, with that very address, opens it)"
+                "(to allow it, add --allow with exactly this address)"
             )
         if not strict or self._is_allowed_host(host, port):
             return None
         if all(self._is_allowed(face) or _is_public(face) for face in faces):
             return None
-        return f"{host} is not at a public address (--allow {host} opens it)"
+        return f"{host} does not have a public address (to allow it, add --allow {host})"
 
     def _names_inside(self, uri: str) -> bool:
         try:
@@ -234,7 +234,7 @@ def check_allowed(entry: str) -> str | Network:
     if named and (host == entry or port.isdecimal()):
         name = name.lower().rstrip(".")
         return f"{name}:{port}" if port else name
-    raise ValueError("neither a folder (with a slash in it), an address, a network nor a host")
+    raise ValueError("it has to be a folder (with a slash), a host, an IP address or a network")
 
 
 def absolute_allowed(entry: str) -> str:
@@ -250,7 +250,7 @@ def is_folder(entry: str) -> bool:
 
 def outside() -> str:
     """Why a local path is refused."""
-    return "a local path outside the folders clips may come from (--allow FOLDER, or --trusted)"
+    return "it is outside the folders of the clips (to allow it, add --allow FOLDER or --trusted)"
 
 
 def literal_address(host: str) -> Address | None:

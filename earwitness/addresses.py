@@ -86,20 +86,20 @@ def address_fault(uri: str) -> str | None:
         A sentence that begins with the address and says what to write; None: nothing is wrong.
     """
     if not uri.strip():
-        return "an empty text is no path and no URL"
+        return f"{uri!r} is empty: give a path or a URL"
     if uri != uri.strip() and "://" in uri:
         return f"{uri!r} has a space before or after it: remove the space"
     if _HOME.match(uri):
         whole = str(Path.home()) + uri[1:] if uri[1:2] in {"", "/"} else "the whole path"
-        return f"{uri!r}: ~ is only understood by a shell, and not in quotes: write {whole}"
+        return f"{uri!r}: ~ is expanded only by a shell, and not inside quotes: write {whole}"
     if _WINDOWS.match(uri):
-        return f"{uri!r} is a path of Windows: write a path of this machine"
+        return f"{uri!r} is a Windows path: write a path of this machine"
     slip = _SLIP.match(uri)
     if slip is not None:
         scheme = slip.group(1).lower()
         rest = uri[slip.end() :].lstrip("/")
         meant = f"{scheme}:///{rest}" if scheme == "file" else f"{scheme}://{rest}"
-        return f"{uri!r} is not written like a URL: did you mean {meant}?"
+        return f"{uri!r} is not a valid URL: did you mean {meant}?"
     return _url_fault(uri)
 
 
@@ -117,16 +117,18 @@ def _url_fault(uri: str) -> str | None:
     fault = None
     if scheme == "file":
         if not rest.startswith(("/", "localhost/")):
-            fault = f"{uri!r}: a file:// URL has three slashes before the path: file:///{rest}"
+            fault = (
+                f"{uri!r}: a file:// URL needs three slashes before the path: write file:///{rest}"
+            )
     elif scheme not in KNOWN_SCHEMES:
         close = get_close_matches(scheme, KNOWN_SCHEMES, n=1, cutoff=0.5)
         if close and not _has_file_system(scheme):
-            fault = f"{uri!r}: {scheme}:// cannot be opened, did you mean {close[0]}://{rest}?"
+            fault = f"{uri!r}: {scheme}:// cannot be opened: did you mean {close[0]}://{rest}?"
         elif not scheme.isidentifier():
             fault = f"{uri!r}: {scheme}:// cannot be opened"
     elif not rest or rest.startswith("/"):
         place = "HOST" if scheme in {"http", "https"} else "BUCKET"
-        fault = f"{uri!r} names no {place.lower()}: write {scheme}://{place}/FOLDER"
+        fault = f"{uri!r} has no {place.lower()}: write {scheme}://{place}/FOLDER"
     return fault
 
 

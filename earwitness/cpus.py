@@ -32,7 +32,7 @@ def cpu_share() -> int:
     if not text:
         return usable_cpus()
     if not text.isdecimal() or int(text) == 0:
-        raise SettingsError(f"{CPUS_VARIABLE} is a number of CPUs, 1 or more, not {text!r}")
+        raise SettingsError(f"{CPUS_VARIABLE} has to be a number of CPUs, 1 or more, not {text!r}")
     return min(int(text), usable_cpus())
 
 

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from earwitness.settings import EngineSettings
 
 _WHERE = (
-    "settings are stored with every build. Credentials come from the environment "
-    "(for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE) or from a Prefect block"
+    "settings are stored with every build, so give credentials in the environment "
+    "(for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE) or in a Prefect block"
 )
 _SECRET_NAME = re.compile(
     r"(?i)(?:^|[-_])(?:\w*key|key_id|token|secret|\w*passw(?:or)?d|auth_string)$"
 )
 _ASSIGNED = re.compile(r"-{0,2}([A-Za-z][\w-]*)(=|$)")
 _INSTEAD = {
-    "api-key": "VLLM_API_KEY in the environment (an engine of our own makes up its own key)",
+    "api-key": "VLLM_API_KEY in the environment (an engine that earwitness starts has its own key)",
     "hf-token": "HF_TOKEN in the environment",
 }
 """vLLM's flags that carry a credential, and what to use in their place."""
@@ -43,9 +43,9 @@ def check_no_secret(uri: str, field: str, *, signed_too: bool = True) -> None:
         SettingsError: It carries one; the text names the field, never the secret.
     """
     if has_login(uri):
-        raise SettingsError(f"{field} holds a user's name or password before the @: {_WHERE}")
+        raise SettingsError(f"{field} contains a user name or password before the @: {_WHERE}")
     if signed_too and is_signed(uri):
-        raise SettingsError(f"{field} is a signed URL or holds a key: {_WHERE}")
+        raise SettingsError(f"{field} is a signed URL or contains a key: {_WHERE}")
 
 
 def check_engine(engine: EngineSettings) -> None:
@@ -73,11 +73,13 @@ def _check_words(words: Iterable[str], field: str) -> None:
         if named:
             instead = _INSTEAD.get(named, "the environment")
             raise SettingsError(
-                f"{field} holds --{named}: settings are stored with every build, and everyone on "
-                f"the machine can read a command line. Use {instead}"
+                f"{field} contains --{named}: settings are stored with every build, and every user "
+                f"of the machine can read a command line. Use {instead}"
             )
         if any(secret in word for secret in known):
-            raise SettingsError(f"{field} holds a secret of the environment: {_WHERE}")
+            raise SettingsError(
+                f"{field} contains the value of a secret environment variable: {_WHERE}"
+            )
 
 
 def _secret_named(word: str) -> str:

@@ -95,8 +95,8 @@ class DiskError(FatalError):
 
 _DISK_TROUBLE = {
     errno.ENOSPC: "there is no space left in",
-    errno.EDQUOT: "the quota is used up in",
-    errno.EROFS: "the disk is read-only under",
+    errno.EDQUOT: "the disk quota is exceeded in",
+    errno.EROFS: "the file system is read-only at",
 }
 
 
@@ -113,7 +113,7 @@ def disk_error(error: OSError, where: str) -> DiskError | None:
     trouble = _DISK_TROUBLE.get(error.errno or 0)
     if trouble is None:
         return None
-    return DiskError(f"{trouble} {where}: mend that, then run again; what is done stays done")
+    return DiskError(f"{trouble} {where}: fix this, then run again; finished work is kept")
 
 
 def told_os_error(error: OSError, path: object = "") -> str:
@@ -142,13 +142,13 @@ def close_name(path: Path) -> str:
 
 _OS_TROUBLE = {
     errno.ENOENT: "there is no file at",
-    errno.ENOTDIR: "cannot be there: a part of its path is a file, not a folder",
+    errno.ENOTDIR: "cannot exist: a part of its path is a file, not a folder",
     errno.EISDIR: "is a folder, not a file",
-    errno.EEXIST: "is there already",
+    errno.EEXIST: "exists already",
     errno.EACCES: "there is no permission for",
     errno.EPERM: "there is no permission for",
-    errno.ENAMETOOLONG: "has a name that is too long for the disk",
-    errno.ELOOP: "is a symbolic link that leads to itself",
+    errno.ENAMETOOLONG: "has a name that is too long for the file system",
+    errno.ELOOP: "is a symbolic link to itself",
 }
 
 

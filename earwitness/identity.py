@@ -272,12 +272,12 @@ def identify_model(model: str, engine: EngineSettings, *, declared: bool) -> Mod
     folder = Path(model)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelIdentityError(f"the folder {model} holds no model: it has no config.json")
+            raise ModelIdentityError(f"the folder {model} is not a model: it has no config.json")
         return ModelIdentity("local", folder.resolve().name, folder_digest(folder), arguments)
     if declared:
         return ModelIdentity("declared", model, "", arguments)
     if model.startswith((".", "/", "~")):
-        raise ModelIdentityError(f"model {model}: no such folder{close_name(folder)}")
+        raise ModelIdentityError(f"model {model}: there is no such folder{close_name(folder)}")
     return ModelIdentity("hub", model, _hub_commit(model, engine), arguments)
 
 
@@ -292,7 +292,7 @@ def _hub_commit(model: str, engine: EngineSettings) -> str:
         commit = HfApi().model_info(model, revision=revision, timeout=30).sha
     except HFValidationError as error:
         raise ModelIdentityError(
-            f"model {model} is neither a folder here{close_name(Path(model))} nor the id of a "
+            f"model {model} is neither a local folder{close_name(Path(model))} nor the id of a "
             "model on the hub, such as Qwen/Qwen2-Audio-7B-Instruct"
         ) from error
     # its client lets its transport's errors through, and has had three transports so far
@@ -304,7 +304,7 @@ def _hub_commit(model: str, engine: EngineSettings) -> str:
         except OSError:
             raise ModelIdentityError(_not_resolved(model, revision, hub, error)) from error
     if not commit:
-        raise ModelIdentityError(f"the hub names no commit for {model}@{revision}")
+        raise ModelIdentityError(f"the hub gives no commit for {model}@{revision}")
     return commit
 
 
@@ -319,19 +319,20 @@ def _not_resolved(model: str, revision: str, hub: Path, error: Exception) -> str
     close = close_name(Path(model))
     if isinstance(error, GatedRepoError):
         return (
-            f"model {model} needs permission: ask for it on its page on the hub, and set HF_TOKEN"
+            f"model {model} needs permission: request access on its page on the hub, then set "
+            "HF_TOKEN"
         )
     if isinstance(error, RepositoryNotFoundError):
         return (
-            f"there is no model {model}: neither a folder here{close} nor on the hub (a private "
-            "one needs HF_TOKEN)"
+            f"there is no model {model}: it is neither a local folder{close} nor on the hub (a "
+            "private model needs HF_TOKEN)"
         )
     if isinstance(error, RevisionNotFoundError):
         return f"model {model} has no revision {revision} on the hub: change --revision"
     why = str(error).splitlines()[0] if str(error) else type(error).__name__
     return (
-        f"the hub does not answer for {model}@{revision}, and it is not in {hub}; there is no "
-        f"folder {model} here either{close} ({why})"
+        f"the hub does not answer for {model}@{revision}, and the model is neither in the cache "
+        f"{hub} nor a local folder{close} ({why})"
     )
 
 

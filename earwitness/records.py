@@ -82,8 +82,7 @@ TRANSIENT_REASONS = frozenset(
         Reason.INTERNAL_ERROR,
     }
 )
-"""Reasons that may pass: such a record is asked again by the next run. Nothing is remembered of it
-but its strikes."""
+"""Transient reasons: the next run asks such a record again. Only its strikes are remembered."""
 
 
 class TextPart(TypedDict):

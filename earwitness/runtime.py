@@ -166,7 +166,7 @@ class Runtime:
         except BaseException:
             future.cancel()
             raise
-        raise FatalError("the event loop of this process has ended; start again")
+        raise FatalError("the event loop of this process ended unexpectedly: run the command again")
 
     def check_model(self, planned: Json) -> None:
         """Make sure that a worker's engine serves the model a build was planned for.
@@ -264,7 +264,7 @@ def current() -> Runtime:
         FatalError: No flow has opened one.
     """
     if _current is None:
-        raise FatalError("tasks run inside build_dataset or build_shard: no runtime is open")
+        raise FatalError("no runtime is open: run this task inside build_dataset or build_shard")
     return _current
 
 

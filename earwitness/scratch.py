@@ -97,7 +97,7 @@ def scratch_errors() -> Iterator[None]:
         yield
     except OSError as error:
         root = os.environ.get(SCRATCH_VARIABLE) or tempfile.gettempdir()
-        where = f"the scratch folder {root} ({SCRATCH_VARIABLE} names another)"
+        where = f"the scratch folder {root} (set {SCRATCH_VARIABLE} to use another one)"
         full = disk_error(error, where)
         if full is not None:
             raise full from error

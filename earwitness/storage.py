@@ -93,7 +93,7 @@ class Store:
         except PermissionError as error:
             if self.local:
                 raise
-            raise FatalError(f"no permission for {self.uri(path)}: {error}") from error
+            raise FatalError(f"there is no permission for {self.uri(path)}: {error}") from error
 
     def read_bytes(self, path: str) -> bytes:
         """An object's bytes.

@@ -108,7 +108,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
     try:
         fs = _filesystem(protocol)
     except ValueError as error:
-        raise FatalError(f"nothing here can open {protocol}:// addresses ({uri})") from error
+        raise FatalError(f"{protocol}:// addresses cannot be opened ({uri})") from error
     if protocol in _WEB:
         return fs, str(exact_url(uri))
     return fs, cast("str", fs._strip_protocol(uri))  # noqa: SLF001 - fsspec's way to split a URL
@@ -224,4 +224,6 @@ def sure_stamp(uri: str) -> Stamp:
         if again == stamp:
             return stamp
         stamp = again
-    raise StorageUnavailableError(f"the storage of {uri} gives another version each time")
+    raise StorageUnavailableError(
+        f"the storage of {uri} reports a different version at each request"
+    )

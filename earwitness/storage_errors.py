@@ -184,7 +184,7 @@ def translate_error(error: BaseException, uri: str) -> EarwitnessError | None:
     if code in CREDENTIAL_CODES or name in _NO_CREDENTIALS or bad_token:
         return CredentialsError(
             f"the storage of {uri} refused the credentials ({code or name}); "
-            "they come from the environment (for S3 AWS_ACCESS_KEY_ID, AWS_PROFILE, …; "
+            "set valid ones in the environment (for S3 AWS_ACCESS_KEY_ID, AWS_PROFILE, …; "
             "for hf:// HF_TOKEN)"
         )
     number = error.errno if isinstance(error, OSError) else None

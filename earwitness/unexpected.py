@@ -44,7 +44,9 @@ def rejection_of(error: Exception, stage: Stage, what: str) -> Rejection:
     kind = type(error).__name__
     _log.error("unexpected %s at %s of %s%s", kind, stage, what, _place(error), exc_info=error)
     # nothing of its text: it may hold what differs from attempt to attempt
-    detail = f"an unexpected {kind}; the log has its trace, and the next run tries again"
+    detail = (
+        f"an unexpected error ({kind}): the log has its traceback, and the next run tries again"
+    )
     return Rejection(stage, Reason.INTERNAL_ERROR, detail)
 
 

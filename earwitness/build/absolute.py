@@ -87,7 +87,7 @@ def _check_path(name: str, path: str, example: str) -> None:
     meant = _ONE_SLASH.fullmatch(path)
     if meant and meant["scheme"].lower() != "file":
         hint = f"did you mean {meant['scheme']}://{meant['rest']}?"
-        raise SettingsError(f"{name}: {path!r} is no absolute path and no URL; {hint}")
+        raise SettingsError(f"{name}: {path!r} is neither an absolute path nor a URL; {hint}")
     raise SettingsError(
         f"{name}: {path!r} is a relative path, and the folder that a deployment's run works in is "
         f"deleted when the run ends. Give an absolute path such as {example}"

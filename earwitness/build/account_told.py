@@ -64,7 +64,7 @@ def _cost_lines(account: Json) -> list[tuple[str, str]]:
     if account["cost"] is None:
         return []
     least = "at least " if account["interrupted"] and account["engine_s"] else ""
-    words = f"{least}{amount(account['cost'])} at {account['price_per_hour']:g} an hour"
+    words = f"{least}{amount(account['cost'])} at {account['price_per_hour']:g} per hour"
     if account["reused"] and account["saved_cost"] is not None:
         words += f"; reuse saved {amount(account['saved_cost'])}"
     return [("cost", words)]

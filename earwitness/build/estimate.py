@@ -38,11 +38,11 @@ class Estimate:
     def lines(self) -> list[tuple[str, str]]:
         """It in words, as names and values."""
         account = self.basis.account
-        reused = "reused ones not known" if self.reused is None else f"{self.reused:,} reused"
+        reused = "reuse not known" if self.reused is None else f"{self.reused:,} reused"
         told = _between(span(self.busy_s), span(self.engine_s))
         least = "at most " if self.reused is None and self.answers else ""
         if self.start_s and self.answers:
-            told += f", and {span(self.start_s)} to start it"
+            told += f", and {span(self.start_s)} to start the engine"
         mean_s, tokens = account.audio_s / account.answers, self._tokens_an_answer()
         each = f"each with {mean_s:.1f} s of audio and {tokens:,.0f} tokens on average"
         return [
@@ -63,7 +63,7 @@ class Estimate:
             money(seconds + (self.start_s if self.answers else 0.0), self.price_per_hour) or 0.0
             for seconds in (self.busy_s, self.engine_s)
         ]
-        return f"{_between(*map(amount, costs))} at {self.price_per_hour:g} an hour"
+        return f"{_between(*map(amount, costs))} at {self.price_per_hour:g} per hour"
 
 
 def estimate(

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 FAILED_SHARE = 0.01
 FAILED_AT_LEAST = 10
-"""A shard fails when more than this share of its clips, and at least this many, fail for reasons
-that will pass: the storage is down, not ten thousand clips."""
+"""A shard fails when more than this share of its clips, and at least this many, fail for transient
+reasons: then the storage is at fault, and not each of these clips."""
 
 
 def too_many_failed(failed: int, clips: int) -> bool:
-    """Whether so many failures that will pass mean that the shard fails, not its records.
+    """Whether so many transient failures mean that the shard fails, not its records.
 
     Args:
         failed: Distinct clips that failed.
@@ -32,7 +32,7 @@ def check_storage(failed: Collection[str], clips: int) -> None:
     """Fail a shard whose storage is down instead of rejecting its records.
 
     Args:
-        failed: The clips that failed to come for reasons that will pass.
+        failed: The clips that could not be fetched for transient reasons.
         clips: Distinct clips of the shard whose bytes have to be fetched.
 
     Raises:
@@ -40,8 +40,8 @@ def check_storage(failed: Collection[str], clips: int) -> None:
     """
     if too_many_failed(len(failed), clips):
         raise ShardFailedError(
-            f"storage did not give {len(failed)} of {clips} clips; "
-            "none of them is rejected: run the build again when the storage answers"
+            f"{len(failed)} of {clips} clips could not be fetched, because the storage failed or "
+            "timed out; none of them is rejected: run the build again when the storage works"
         )
 
 
@@ -80,6 +80,7 @@ def check_missing(missing: Collection[str], clips: int, most: int) -> None:
     folder = common.rpartition("/")[0] or names[0].rpartition("/")[0]
     raise ShardFailedError(
         f"{len(missing):,} of {clips:,} clips are missing under {folder} ({names[0]}); none of "
-        "them is rejected: check that the folder is there, mounted, and what --audio-root means, "
-        "and run the build again; if so many are gone for good, allow it with --max-rejected"
+        "them is rejected: check that the folder exists and is mounted, and that --audio-root is "
+        "right, and run the build again; if the clips are permanently gone, allow more rejected "
+        "rows with --max-rejected"
     )

@@ -200,7 +200,9 @@ class Build:
         try:
             plan = Plan.model_validate_json(self.store.read_bytes("plan.json"))
         except FileNotFoundError:
-            raise BuildNotFoundError(f"{self.uri} holds no plan (plan.json is missing)") from None
+            raise BuildNotFoundError(
+                f"there is no planned build at {self.uri} (plan.json is missing)"
+            ) from None
         # an output that was moved or copied is continued where it is, not where it was
         here = plan.settings.model_copy(update={"output": self.output.root})
         return plan.model_copy(update={"settings": here})
@@ -231,7 +233,7 @@ class Build:
         try:
             facts: dict[str, Any] = json.loads(self.store.read_bytes("build.json"))
         except FileNotFoundError:
-            raise BuildNotFoundError(f"{self.uri} is not published") from None
+            raise BuildNotFoundError(f"the build {self.uri} is not published") from None
         return facts
 
     def receipt(self, shard: int) -> Receipt | None:

@@ -44,8 +44,8 @@ def lease(build: Build, owner: str = "") -> Iterator[None]:
     holder = lease_holder(build)
     if holder is not None and not (owner and holder.get("owner") == owner):
         raise BuildBusyError(
-            f"{build.id} is being built by {told_holder(holder)}; "
-            "wait for it, or start another build with --new"
+            f"{build.id} is being built by {told_holder(holder)}: "
+            "wait until it ends, or start another build with --new"
         )
     mine = {
         "owner": owner,

@@ -84,7 +84,7 @@ def persist_shard(
         fresh.keep_strikes()
         ledger.check_passing()
         if not ledger.counts.balanced:
-            raise LedgerError(f"shard {shard} does not balance: {ledger.counts}")
+            raise LedgerError(f"the counts of shard {shard} do not add up: {ledger.counts}")
         files: list[StoredFile] = [file.store() for file in data]
         if rejections.rows:
             files.append(rejections.store())
@@ -142,7 +142,7 @@ class _Join:
             missing = [r.row for r in rows if r.rejection is None and r.row not in decided]
             if missing:
                 raise BuildDamagedError(
-                    f"row {missing[0]} has no outcome: its segment is gone from work/; "
+                    f"row {missing[0]} has no outcome, because its file under work/ is missing: "
                     "run the build again"
                 )
             yield [(row, decided.get(row.row)) for row in rows]
@@ -217,10 +217,9 @@ class _Ledger:
                 self._failed_clips.add(failed_clip(row.clips, why))
 
     def check_passing(self) -> None:
-        """Fail the shard when too much of it failed for reasons that will pass.
+        """Fail the shard when too much of it failed for transient reasons.
 
-        Clips are held against clips, and questions that the engine did not answer against
-        questions.
+        Failed clips are compared with all clips, and failed requests with all rows.
         """
         clips, rows = len(self._clips), self._rows
         failed_clips = len(self._failed_clips)
@@ -232,8 +231,8 @@ class _Ledger:
         if told:
             reasons = ", ".join(f"{name} {count}" for name, count in self._passing.most_common())
             raise ShardFailedError(
-                f"{told} failed because of temporary faults ({reasons}); "
-                "none of them is rejected: run the build again, and only they are asked"
+                f"{told} failed because of transient faults ({reasons}); "
+                "none of them is rejected: run the build again, and only these are asked again"
             )
 
 

@@ -230,8 +230,8 @@ def _linted(source: ManifestSource, linter: Linter, fields: SchemaBuilder) -> It
         yield planned, text, line.line_number
     if too_many_failed(unexpected, source.rows):
         raise ManifestError(
-            f"{unexpected:,} of {source.rows:,} lines ended in unexpected errors; nothing is "
-            "planned: the log has their traces"
+            f"{unexpected:,} of {source.rows:,} lines failed with unexpected errors, so nothing is "
+            "planned; the log has their traces"
         )
 
 

@@ -97,7 +97,9 @@ def _check_output(output: str) -> None:
     path = local_path(output).absolute()
     there = next(folder for folder in (path, *path.parents) if _exists(folder))
     if not there.is_dir():
-        raise SettingsError(f"output {output}: {there} is a file, and the output is a folder")
+        raise SettingsError(
+            f"output {output}: {there} is a file, and the output has to be a folder"
+        )
 
 
 def _exists(path: Path) -> bool:
@@ -136,8 +138,8 @@ def resolve_model(settings: BuildSettings) -> tuple[str, ModelIdentity]:
         return name, identify_model(settings.model or name, settings.engine, declared=True)
     if settings.model is None:
         raise SettingsError(
-            "no model: give --model (a local folder or a hub id), "
-            "or --engine with the address of an engine that runs already"
+            "no model is given: add --model (a local folder or a hub id), "
+            "or --engine with the address of a running engine"
         )
     return settings.model, identify_model(settings.model, settings.engine, declared=False)
 
@@ -164,7 +166,9 @@ def _question(question: str | None) -> str | None:
         text = QUESTIONS.get(question, question).strip()
         _check_meant(text)
     if not text:
-        raise SettingsError(f"--question {question!r} is empty: give a text, @FILE or a short name")
+        raise SettingsError(
+            f"--question {question!r} is empty: give a text, @FILE, caption or transcribe"
+        )
     return text
 
 
@@ -186,11 +190,11 @@ def _check_meant(question: str) -> None:
     if close:
         raise SettingsError(
             f"--question {question!r}: did you mean {close[0]}? "
-            "Give a sentence to ask something else"
+            "To ask something else, give a whole sentence"
         )
     if _exists(Path(question)):
         raise SettingsError(
-            f"--question {question!r} is the name of a file: write @{question} to ask its text"
+            f"--question {question!r} is the name of a file: write @{question} to use its text"
         )
 
 

@@ -109,7 +109,7 @@ def _check_ledger(build: Build, counts: Counts) -> None:
     planned = sum(shard.rows for shard in build.plan.shards)
     if not counts.balanced or not counts.rows == planned == build.plan.rows:
         raise LedgerError(
-            f"{build.id} does not balance: {build.plan.rows} rows were planned, "
+            f"the counts of {build.id} do not add up: {build.plan.rows} rows were planned, "
             f"{counts.answered} answered ({counts.generated} generated + {counts.reused} reused) "
             f"and {counts.rejected} rejected; nothing was published"
         )
@@ -249,8 +249,8 @@ def write_output_card(output: Store, name: str) -> None:
         there = str(error)
     if CARD_MARK not in there:
         _log.warning(
-            "%s was not written by earwitness and is left as it is. For datasets.load_dataset to "
-            "open the newest build, its data_files have to name builds/%s/data/*.parquet",
+            "%s was not written by earwitness and is not changed. To open the newest build with "
+            "datasets.load_dataset, set its data_files to builds/%s/data/*.parquet",
             output.uri(CARD),
             name,
         )

@@ -94,7 +94,10 @@ def read_lines(build: Build, shard: int, parse: Callable[[bytes], T]) -> Iterato
             digest.update(line)
             yield parse(line)
     if digest.hexdigest() != build.plan.shards[shard].sha256:
-        raise BuildDamagedError(f"{build.store.uri(shard_path(shard))} was changed after planning")
+        raise BuildDamagedError(
+            f"{build.store.uri(shard_path(shard))} was changed after the build was planned: "
+            "start another build with --new"
+        )
 
 
 def resolve_shard(runtime: Runtime, build: Build, shard: int) -> Resolved:
@@ -328,11 +331,12 @@ def _recognise(build: Build, shard: int, batch: Batch, stamps: Stamps) -> None:
 
 def _size_rejection(stamp: Stamp, limit: int) -> Rejection | None:
     if stamp.size_bytes == 0:
-        return Rejection(Stage.RESOLVE, Reason.CLIP_EMPTY, "the object has 0 bytes")
+        return Rejection(Stage.RESOLVE, Reason.CLIP_EMPTY, "the clip is empty (0 bytes)")
     if stamp.size_bytes > limit:
         return Rejection(
             Stage.RESOLVE,
             Reason.CLIP_TOO_LARGE,
-            f"{stamp.size_bytes:,} bytes, more than audio.max_clip_bytes = {limit:,}",
+            f"the clip has {stamp.size_bytes:,} bytes, and only {limit:,} are allowed "
+            "(audio.max_clip_bytes)",
         )
     return None

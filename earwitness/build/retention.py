@@ -91,11 +91,11 @@ def look_at(output: str, names: Iterable[str]) -> list[SeenBuild]:
             try:
                 seen.planned_at = build.plan.planned_at
             except ValueError:
-                seen.trouble = f"the plan of {name} is of another version"
+                seen.trouble = f"the plan of {name} has an unknown version"
             except BuildNotFoundError:
-                seen.trouble = f"{name} was removed just now"
+                seen.trouble = f"{name} was removed at the same time"
         elif seen.published and REMOVAL_MARK not in seen.entries:
-            seen.trouble = f"{name} has no plan any more"
+            seen.trouble = f"the plan of {name} is missing"
         elif seen.entries and (seen.held or REMOVAL_MARK not in seen.entries):
             seen.trouble = f"{name} is being planned"
         return seen
@@ -121,13 +121,13 @@ def choose_old(seen: list[SeenBuild], pointed: str, keep: int, unpublished_after
         if one.held or one.build.id in staying:
             continue
         if not one.planned and REMOVAL_MARK in one.entries:
-            one.why = "half removed by an earlier gc"
+            one.why = "partly removed by an earlier gc"
         elif one.published or one.planned:
             one.why = _overtaken(one, newest_at, keep, unpublished_after_s)
         elif not one.entries and one.quiet_s() >= _EMPTY_S:
             one.why = "an empty folder"
         elif one.entries and one.quiet_s() >= unpublished_after_s:
-            one.why = "never planned to its end"
+            one.why = "its planning did not finish"
 
 
 def _overtaken(one: SeenBuild, newest_at: str, keep: int, unpublished_after_s: float) -> str:
@@ -136,5 +136,5 @@ def _overtaken(one: SeenBuild, newest_at: str, keep: int, unpublished_after_s: f
     if one.published:
         return f"published, not among the newest {keep}"
     if one.planned_at < newest_at and one.quiet_s() >= unpublished_after_s:
-        return "unfinished, and a later one is published"
+        return "unfinished, and a newer one is published"
     return ""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ASKABLE = tuple(Reason)[tuple(Reason).index(Reason.CLIP_MISSING) :]
 """Reasons that may be asked again. The others are found at planning: the frozen plan holds them,
-and only another manifest mends them."""
+and only a corrected manifest removes them."""
 
 
 def unpublished_build(output: str) -> Build:
@@ -37,8 +37,8 @@ def unpublished_build(output: str) -> Build:
         if build.store.exists("plan.json") and not build.published:
             return build
     raise BuildNotFoundError(
-        f"nothing is unfinished at {Store(output).root}; "
-        "give a reason (--reason) to ask rejected rows of a published build again"
+        f"there is no unfinished build at {Store(output).root}: "
+        "add a reason (--reason) to ask rejected rows of a published build again"
     )
 
 
@@ -93,12 +93,16 @@ def _checked(source: Build, reasons: Iterable[str]) -> tuple[str, ...]:
     for reason in wanted:
         if reason not in known:
             close = get_close_matches(reason, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
+            hint = (
+                f"did you mean {close[0]}?"
+                if close
+                else f"it has to be one of {', '.join(sorted(known))}"
+            )
             raise SettingsError(f"there is no reason {reason!r}: {hint}")
         if reason not in ASKABLE:
             raise SettingsError(
-                f"{reason} is a fault in the manifest: correct these lines and build again; "
-                "only their rows are asked"
+                f"{reason} is a fault in the manifest, and a retry cannot change it: correct these "
+                "lines and run the build again; only their rows are asked"
             )
     there = build_status(source).counts.reasons
     if not any(reason in there for reason in wanted):

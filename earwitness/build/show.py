@@ -69,7 +69,7 @@ def show_row(build: Build, row: int) -> ShownRow:
     """
     rows = build.plan.rows
     if not 0 <= row < rows:
-        raise SettingsError(f"{build.id} has the rows 0 to {rows - 1:,}, and no row {row:,}")
+        raise SettingsError(f"{build.id} has rows 0 to {rows - 1:,}, and no row {row:,}")
     shards = build.plan.shards
     shard = next(n for n, one in enumerate(shards) if row < one.first_row + one.rows)
     planned = next(islice(read_shard(build, shard), row - shards[shard].first_row, None))

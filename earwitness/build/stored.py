@@ -84,10 +84,10 @@ def _check_said_again(planned: EngineSettings, given: Mapping[str, Any]) -> None
         unsaid += _unknown(planned.vllm_args)
     if unsaid:
         raise SettingsError(
-            f"the stored plan wants the engine started with {', '.join(unsaid)}, which can run "
-            "other people's code here, and a file in storage does not decide that. Say it again "
-            "to `earwitness retry` (vLLM's flags after --), or run `earwitness build` with the "
-            "same settings: it goes on with the same build"
+            f"the stored plan starts the engine with {', '.join(unsaid)}, which can run other "
+            "people's code on this machine, so a stored plan alone cannot allow it. Add it to "
+            "`earwitness retry` (vLLM's flags after --), or run `earwitness build` with the same "
+            "settings: it continues the same build"
         )
 
 

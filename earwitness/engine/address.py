@@ -99,12 +99,13 @@ def base_url(url: str) -> str:
     if page is not None:
         root = server + path.removesuffix(page).rstrip("/").removesuffix("/v1")
         raise SettingsError(
-            f"the engine's address {url} names one page of it: write {root.rstrip('/')}/v1"
+            f"the engine's address {url} is the address of one endpoint: write "
+            f"{root.rstrip('/')}/v1"
         )
     if parts.query or parts.fragment:
         raise SettingsError(
-            f"the engine's address {url} has a part after {'?' if parts.query else '#'}: leave "
-            "that part out"
+            f"the engine's address {url} has a part after {'?' if parts.query else '#'}: remove "
+            "that part"
         )
     return server + path.removesuffix("/v1").rstrip("/")
 
@@ -222,7 +223,8 @@ class EngineAddress:
             self._answering = name
         if self._answering != name:
             raise ModelIdentityError(
-                f"the engine at {self.url} answered as {self._answering!r}, and now as {name!r}"
+                f"the engine at {self.url} answered with model {self._answering!r} before, and now "
+                f"answers with model {name!r}: one address has to serve one model"
             )
 
     async def healthy(self) -> bool | None:
@@ -354,8 +356,8 @@ class EngineAddress:
 def _said(status: int, body: bytes) -> str:
     """What a reply that is no answer says, on one short line."""
     page = body.lstrip().startswith(b"<")
-    told = "and a page of HTML" if page else error_message(body)[:_TOLD_CHARS]
-    return steady(f"HTTP {status} {told or 'and no answer'}")
+    message = "with an HTML page" if page else error_message(body)[:_TOLD_CHARS]
+    return steady(f"HTTP {status} {message or 'without a message'}")
 
 
 async def _read(reply: aiohttp.ClientResponse) -> bytes:
@@ -363,5 +365,5 @@ async def _read(reply: aiohttp.ClientResponse) -> bytes:
     async for chunk in reply.content.iter_any():
         body += chunk
         if len(body) > LARGEST_REPLY_BYTES:
-            raise aiohttp.ClientPayloadError("the reply does not end")
+            raise aiohttp.ClientPayloadError("the reply is too large")
     return bytes(body)

@@ -73,7 +73,8 @@ class Engine:
         if self._own:
             if model is None:
                 raise SettingsError(
-                    "no model: give --model, or --engine with an engine that runs already"
+                    "no model is given: add --model, or --engine with the address of a running "
+                    "engine"
                 )
             self._lanes = Lanes([Lane(None)], room=room, meter=meter)
             server = EngineServer(

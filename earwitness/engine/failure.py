@@ -26,8 +26,8 @@ _WRAPPERS = (
 _WORKER_SAID = re.compile(r"Worker failed with error '(.*?)'?(?:, please check|$)")
 _PYDANTIC = re.compile(r"^\d+ validation errors? for ")
 _OWN_CODE = (
-    "the model wants code run that comes with it, which is done only when asked for: read it, then "
-    "say --trust-remote-code"
+    "the model needs its own Python code, which runs only where it is allowed: read the code, then "
+    "add --trust-remote-code"
 )
 _REASON_CHARS = 400
 _MESSAGE_LINES = 8
@@ -40,7 +40,7 @@ _ADVICE = (
     ),
     (
         re.compile(r"^Free memory on device"),
-        "end what else runs on the GPU (nvidia-smi names it), or lower gpu_memory_utilization",
+        "stop other programs on the GPU (nvidia-smi lists them), or lower gpu_memory_utilization",
     ),
     (
         re.compile(r"No available memory for the cache blocks|KV cache is needed, which is larger"),

@@ -132,8 +132,8 @@ class AddressKeeper:
             names = [card.id for card in await lane.address.served_models()]
             if self._lanes.model not in names:
                 raise ModelIdentityError(
-                    f"the engine at {lane.address.url} came back with {', '.join(names)}, "
-                    f"not {self._lanes.model}"
+                    f"the engine at {lane.address.url} now serves {', '.join(names)}, and no "
+                    f"longer {self._lanes.model}: start it with the model of this build"
                 )
         except EngineUnavailableError:
             return False

@@ -98,7 +98,8 @@ class ServerKeeper:
         # a record is blamed for the next hang: the engine has to answer without it first
         if lane.hung and await self._watchdog.pulse(lane) is Pulse.NONE:
             await self.server.stop()
-            raise EngineStartError("it came up, and answers nothing", str(self.server.log_path))
+            silent = "it started, but does not answer a test request"
+            raise EngineStartError(silent, str(self.server.log_path))
         self._up_since_s = time.monotonic()
         tell(EngineReady(self._up_since_s - began_s))
         self._lanes.mark_up(lane)
@@ -155,9 +156,9 @@ class ServerKeeper:
             lane.address = None
             tries = len(self._unexplained) + failed_starts
             if tries > self._max_restarts:
-                died = f"it died {tries} times ({words})"
+                died = f"it ended unexpectedly {tries} times ({words})"
                 raise EngineStartError(died, str(self.server.log_path))
-            _log.warning("the engine is started again: %s", words)
+            _log.warning("the engine is restarted: %s", words)
             await asyncio.sleep(self._pause_s(tries))
             try:
                 await self._bring_up(lane)

@@ -64,11 +64,11 @@ class RelayedRequest:
         try:
             self._asked: Json = json.loads(body)
         except RecursionError as error:
-            raise ValueError("a request is not nested without end") from error
+            raise ValueError("the request's JSON is nested too deeply") from error
         if not isinstance(self._asked, dict) or not self._asked.get("messages"):
-            raise ValueError("a chat completion request has messages")
+            raise ValueError("a chat completion request needs messages")
         if self._asked.get("stream"):
-            raise ValueError("answers are not streamed here")
+            raise ValueError("streamed answers are not supported")
         self._body = body
         self._folder = folder.resolve()
         self.strikes = strikes
@@ -108,7 +108,7 @@ class RelayedRequest:
             return part
         path = Path(unquote(urlsplit(url).path)).resolve()
         if self._folder not in path.parents:
-            raise SettingsError(f"clips are read from {self._folder} alone, not {path}")
+            raise SettingsError(f"clips can be read only from {self._folder}, not {path}")
         data = base64.b64encode(path.read_bytes()).decode()
         return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
 

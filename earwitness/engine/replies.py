@@ -67,6 +67,16 @@ class Trouble(StrEnum):
     """Not answered in the time a request may take."""
 
 
+_IN_WORDS = {
+    Trouble.UNREACHABLE: "no connection",
+    Trouble.BROKEN: "the connection broke",
+    Trouble.GARBAGE: "the reply was not valid",
+    Trouble.SERVER_ERROR: "server error",
+    Trouble.BUSY: "too many requests",
+    Trouble.TIMEOUT: "timed out",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Setback:
     """A request that came back without an answer or a verdict.
@@ -82,7 +92,7 @@ class Setback:
     retry_after_s: float = 0.0
 
     def __str__(self) -> str:
-        return self.said or self.trouble.value.replace("_", " ")
+        return self.said or _IN_WORDS[self.trouble]
 
 
 def read_reply(status: int, body: bytes, *, url: str, model: str) -> Answer | Rejection | Trouble:

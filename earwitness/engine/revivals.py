@@ -48,7 +48,9 @@ class Revivals:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             known = error if isinstance(error, EarwitnessError) else None
-            self._lanes.fail(known or EngineUnavailableError(f"it cannot be restarted: {error!r}"))
+            self._lanes.fail(
+                known or EngineUnavailableError(f"the engine cannot be restarted: {error!r}")
+            )
 
     async def close(self) -> None:
         """Ends them all; whoever still waits is told."""
@@ -57,4 +59,4 @@ class Revivals:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks.values())
-        self._lanes.fail(EngineUnavailableError("the engine was closed"))
+        self._lanes.fail(EngineUnavailableError("the connection to the engine was closed"))

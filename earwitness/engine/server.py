@@ -151,12 +151,12 @@ class EngineServer:
         """Why it died, as far as its output tells."""
         code = None if self._guarded is None else self._guarded.returncode
         if code == _SIGKILLED:
-            return "it was killed (by the system when memory runs out, or by someone)"
+            return "it was killed (by the system because memory ran out, or by a person)"
         # it was given our environment, and may have printed any of it
         secret = {**os.environ, "VLLM_API_KEY": self._api_key}
         reason = without_known_secrets(start_failure_reason(self._log_since_start()), secret)
         advice = start_failure_advice(reason)
-        return f"{reason} To change: {advice}." if advice else reason
+        return f"{reason} To fix this, {advice}." if advice else reason
 
     async def let_die(self) -> None:
         """Gives an engine that is dying a moment to say why and be gone."""

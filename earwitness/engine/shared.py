@@ -62,7 +62,7 @@ class SharedEngine:
         wanted = identity_from(planned)
         if wanted.digest() != self.model.digest():
             raise ModelIdentityError(
-                f"this build asks {told(wanted)}, but the worker serves {told(self.model)}: "
+                f"this build needs {told(wanted)}, but the worker serves {told(self.model)}: "
                 "start the worker with the build's --model and flags, or send the build to a "
                 "work pool whose workers serve its model"
             )
@@ -89,8 +89,8 @@ def shared_engine() -> SharedEngine | None:
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise SettingsError(
-            f"{URL_VARIABLE} is set, but {MODEL_VARIABLE} and {SLOTS_VARIABLE} do not say what "
-            f"answers there ({error}); a worker sets all of them"
+            f"{URL_VARIABLE} is set, but {MODEL_VARIABLE} or {SLOTS_VARIABLE} is missing or not "
+            f"valid ({error}): set all of them, as a worker does, or none"
         ) from error
 
 

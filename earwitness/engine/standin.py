@@ -245,20 +245,25 @@ def parse_options(argv: list[str]) -> tuple[argparse.Namespace, str]:
     add("--host", default="127.0.0.1")
     add("--port", type=int, default=8000)
     add("--served-model-name", "--model", default=None, help="name it serves under")
-    add("--any-model", action="store_true", help="answers whatever model is asked for")
+    add("--any-model", action="store_true", help="answers requests for any model")
     add("--max-num-seqs", type=int, default=128)
-    add("--slots", type=int, default=None, help="answers at once (default: --max-num-seqs)")
-    add("--data-parallel-size", type=int, default=1, help="replicas behind the one address")
+    add(
+        "--slots",
+        type=int,
+        default=None,
+        help="requests answered at once (default: --max-num-seqs)",
+    )
+    add("--data-parallel-size", type=int, default=1, help="number of replicas")
     add("--max-model-len", type=int, default=None)
     add("--allowed-local-media-path", type=Path, default=None)
     add("--latency-s", type=float, default=0.0, help="time an answer takes")
     add("--answer-tokens", type=int, default=None, help="length of every answer, in tokens")
-    add("--count-file", type=Path, default=None, help="gets a byte a request: outlives a kill")
+    add("--count-file", type=Path, default=None, help="file that gets one byte for each request")
     add(
         "--times-file",
         type=Path,
         default=None,
-        help="gets a line an answer: begun, done, CPU seconds",
+        help="file that gets one line for each answer: start, end, CPU seconds",
     )
     add("--start-delay-s", type=float, default=0.0, help="time before it serves")
     add_fault_options(parser)

@@ -86,24 +86,24 @@ def add_fault_options(parser: argparse.ArgumentParser) -> None:
     """
     add = parser.add_argument
     add("--fail-start", default=None, metavar="TEXT|@FILE", help="do not start; give this reason")
-    add("--starts-file", type=Path, default=None, help="gets a byte a start: outlives a kill")
-    add("--fail-start-from", type=int, default=0, metavar="N", help="... from this start on")
+    add("--starts-file", type=Path, default=None, help="file that gets one byte for each start")
+    add("--fail-start-from", type=int, default=0, metavar="N", help="fail only from this start on")
     add("--fail-rate", type=float, default=0.0, help="share of requests answered 500")
     add("--busy-rate", type=float, default=0.0, help="share of requests answered 429")
     add("--busy-s", type=float, default=0.0, help="answers 429 for so long after its start")
-    add("--busy-status", type=int, default=429, help="503 instead of 429")
-    add("--retry-after", default=None, help="said with it")
+    add("--busy-status", type=int, default=429, help="status of a busy reply")
+    add("--retry-after", default=None, help="Retry-After header of a busy reply")
     add("--hang-after", type=int, default=None, metavar="N", help="answers N requests, then none")
     add("--hang-rank", type=int, default=None, metavar="RANK", help="this replica hangs")
-    add("--hang-rank-after", type=int, default=0, metavar="N", help="... after N requests to it")
-    add("--hang-health", action="store_true", help="then /health is not answered either")
-    add("--garbage", choices=GARBAGE, default=None, help="what it says instead of an answer")
-    add("--garbage-rate", type=float, default=1.0, help="share of requests answered so")
-    add("--garbage-s", type=float, default=float("inf"), help="for so long after its start")
+    add("--hang-rank-after", type=int, default=0, metavar="N", help="hang after N requests to it")
+    add("--hang-health", action="store_true", help="hang on /health as well")
+    add("--garbage", choices=GARBAGE, default=None, help="kind of invalid reply")
+    add("--garbage-rate", type=float, default=1.0, help="share of requests with an invalid reply")
+    add("--garbage-s", type=float, default=float("inf"), help="invalid replies until this age")
     for name, what in (
         ("--crash-on", "dies when asked"),
-        ("--hang-on", "never answers when asked; goes on with others"),
-        ("--hang-all-on", "answers nothing any more once asked"),
+        ("--hang-on", "never answers when asked; answers other requests"),
+        ("--hang-all-on", "answers no request after it was asked"),
         ("--fail-on", "answers 500 when asked"),
         ("--refuse-on", "answers 400 when asked"),
     ):

@@ -32,14 +32,14 @@ _BREAKS_OF_A_SUSPECT = 2
 _VOUCHED = 2
 _FIRST_BACKOFF_S = 0.2
 _LONGEST_BACKOFF_S = 15.0
-_CRASHED = "the engine died on this record each time, also when asked nothing else meanwhile"
+_CRASHED = "the engine crashed on this request each time, also when no other request was running"
 _DIED = (
-    "the engine died while it was asked nothing else by this build; others ask it, too, and may "
-    "have caused it: the next build asks again"
+    "the engine crashed while this request was the only one of this build; requests of other "
+    "users may be the cause, so the next build asks again"
 )
-_HUNG = "the engine answered nobody after this record, also when asked nothing else meanwhile"
-_UNAVAILABLE = "the engine lives but went on failing this request ({said})"
-_BUSY = "the engine lives but never had room for this request"
+_HUNG = "the engine hung on this request each time, also when no other request was running"
+_UNAVAILABLE = "the engine runs, but this request failed at every attempt ({said})"
+_BUSY = "the engine runs, but it was too busy to accept this request"
 
 
 @dataclass(slots=True)
@@ -227,7 +227,7 @@ class Judge:
             return Rejection(Stage.GENERATE, reason, told)
         if lane.deaths == deaths and lane.up:
             self._lanes.mark_down(lane)
-            self._keeper.revive(lane, why=f"it answers nothing ({setback})")
+            self._keeper.revive(lane, why=f"it does not answer a test request ({setback})")
         case.breaks = case.failures = case.backoffs = case.vouched = 0
         return None
 
@@ -239,7 +239,8 @@ class Judge:
             return None
         if await self._keeper.pulse(lane) is Pulse.ANSWERS:
             return Rejection(Stage.GENERATE, Reason.ENGINE_UNAVAILABLE, _BUSY)
-        where = lane.address.url if lane.address else "our own"
+        where = f" at {lane.address.url}" if lane.address else ""
         raise EngineUnavailableError(
-            f"the engine at {where} has had no room for {self._busy_timeout_s:g} s ({setback})"
+            f"the engine{where} has been too busy to accept a request for "
+            f"{self._busy_timeout_s:g} s ({setback})"
         )

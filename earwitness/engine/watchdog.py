@@ -77,7 +77,7 @@ class Watchdog:
                 for look in looks:
                     look.cancel()
             self._lanes.mark_down(lane)
-            revive(lane, f"{what} showed no sign of life for {self._stall_s:g} s")
+            revive(lane, f"{what} showed no activity for {self._stall_s:g} s")
 
     async def silent_replica(self, lane: Lane) -> str:
         """Waits until one of several replicas behind a lane hangs, which may be never.

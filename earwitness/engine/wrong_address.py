@@ -31,7 +31,7 @@ def why_silent(error: Exception) -> str:
         return "nothing listens there"
     if isinstance(error, TimeoutError):
         return "it does not reply"
-    return f"it broke off the connection ({type(error).__name__})"
+    return f"it closed the connection ({type(error).__name__})"
 
 
 def tls_fault(url: str, error: aiohttp.ClientError) -> SettingsError | None:
@@ -45,14 +45,14 @@ def tls_fault(url: str, error: aiohttp.ClientError) -> SettingsError | None:
         cause = error.certificate_error
         why = getattr(cause, "verify_message", "") or cause
         return SettingsError(
-            f"the certificate of {url} is not trusted here ({why}): set SSL_CERT_FILE to a file "
-            "with the certificate of its authority"
+            f"the certificate of {url} is not trusted on this machine ({why}): set SSL_CERT_FILE "
+            "to a file with the certificate of its authority"
         )
     reason = getattr(getattr(error, "os_error", None), "reason", "")
     if isinstance(error, aiohttp.ClientConnectorSSLError) and reason in _PLAIN_HTTP:
         return SettingsError(
-            f"the server at {url} does not answer with https: "
-            f"http{url.removeprefix('https')}/v1 may be meant"
+            f"the server at {url} does not use https: "
+            f"did you mean http{url.removeprefix('https')}/v1?"
         )
     return None
 
@@ -70,11 +70,13 @@ def other_server(url: str, path: str, status: int, elsewhere: str, body: bytes) 
     if status == _BAD_REQUEST and b"https" in body.lower():
         return _wants_https(url)
     if elsewhere:
-        return SettingsError(f"{url} leads on to {elsewhere}: give the address meant there")
+        return SettingsError(
+            f"the server at {url} redirects to {elsewhere}: give the address of the engine itself"
+        )
     parts = urlsplit(url)
-    hint = f": {parts.scheme}://{parts.netloc}/v1 may be meant" if parts.path else ""
+    hint = f": did you mean {parts.scheme}://{parts.netloc}/v1?" if parts.path else ""
     return SettingsError(
-        f"there is no OpenAI-compatible API at {url}{hint} ({url}{path} answers HTTP {status})"
+        f"there is no OpenAI-compatible API at {url} ({url}{path} answers HTTP {status}){hint}"
     )
 
 

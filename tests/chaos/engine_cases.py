@@ -119,7 +119,7 @@ async def a_given_engine_hangs(scene: Scene) -> str:
         try:
             await stopwatch(60, ask(engine, scene.texts(30)))
         except EngineUnavailableError as error:
-            hold("no sign of life" in str(error), error)
+            hold("showed no activity" in str(error), error)
             return str(error)
     raise AssertionError
 

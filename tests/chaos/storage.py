@@ -217,7 +217,7 @@ def everything_fails(sky: Weather, turn: int, patience_s: float) -> str:
     def act() -> None:
         sky.proxy.rate = 1.0
 
-    told = ("does not answer", "storage did not give", "storage")
+    told = ("does not answer", "clips could not be fetched", "storage")
     return _fails_and_goes_on(sky, act, told, turn=turn, patience_s=patience_s)
 
 

@@ -171,7 +171,7 @@ def test_a_build_that_a_killed_gc_left_half_removed_goes_next_time(tmp_path: Pat
     build.store.delete(
         path for path in build.store.sizes() if not path.startswith(("gc.json", *left))
     )
-    assert [one.why for one in collect(tmp_path).builds] == ["half removed by an earlier gc"]
+    assert [one.why for one in collect(tmp_path).builds] == ["partly removed by an earlier gc"]
     assert days(tmp_path) == [2]
 
 

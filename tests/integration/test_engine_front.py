@@ -196,7 +196,7 @@ async def test_an_engine_given_up_is_told_after_a_moment_to_hand_back(tmp_path):
         client = machine.flow_run()
         await client.start()
         began = time.monotonic()
-        with pytest.raises(EngineStartError, match="it died"):
+        with pytest.raises(EngineStartError, match="it ended unexpectedly"):
             await client.ask(question("a"))
         assert time.monotonic() - began >= 1
         assert isinstance(machine.engine.failure, EngineStartError)

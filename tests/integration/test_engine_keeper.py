@@ -50,7 +50,7 @@ async def until_up(lanes: Lanes, deaths: int) -> None:
 
 
 async def test_deaths_that_come_together_end_the_engine(tmp_path: Path):
-    with pytest.raises(EngineStartError, match="it died 2 times"):
+    with pytest.raises(EngineStartError, match="it ended unexpectedly 2 times"):
         await killed(tmp_path, 3, pause_s=0.0, forget_s=600)
 
 

@@ -231,7 +231,9 @@ async def test_an_engine_killed_by_someone_is_restarted_and_nothing_is_lost(own)
 
 async def test_an_engine_that_dies_on_everything_is_given_up_with_its_reason(own):
     async with own("--crash-on", "question", max_restarts=1, max_num_seqs=2) as engine:
-        with pytest.raises(EngineStartError, match=r"it died 2 times \(it was killed"):
+        with pytest.raises(
+            EngineStartError, match=r"it ended unexpectedly 2 times \(it was killed"
+        ):
             await ask_all(engine, [f"question {number}" for number in range(9)])
 
 
@@ -272,7 +274,7 @@ async def test_an_engine_that_answers_nothing_is_given_up_and_no_record_with_it(
         asking = [engine.ask(question(text)) for text in ("a", "b", "c")]
         results = await asyncio.gather(*asking, return_exceptions=True)
     assert [type(result) for result in results] == [EngineStartError] * 3
-    assert "answers nothing" in str(results[0])
+    assert "does not answer a test request" in str(results[0])
 
 
 async def test_a_request_without_end_is_a_transient_rejection_and_blocks_no_other(own):
@@ -456,7 +458,10 @@ async def test_an_engine_that_begins_to_answer_as_another_model_is_not_believed(
     changes.flags = ("--any-model", "--model", "other")
     changes.start()
     await until_healthy(changes)
-    with pytest.raises(ModelIdentityError, match="answered as 'demo', and now as 'other'"):
+    with pytest.raises(
+        ModelIdentityError,
+        match="answered with model 'demo' before, and now answers with model 'other'",
+    ):
         await address.ask(question("What?"), "demo")
     await address.close()
 

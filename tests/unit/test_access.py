@@ -300,7 +300,7 @@ def test_every_spelling_of_an_address_is_read(text: str):
 
 @pytest.mark.parametrize("entry", ["10.0.0.0/99", "http://host/x", "ho st", "*.org", "", "a:b:c"])
 def test_what_nobody_could_mean_is_refused_as_a_setting(entry: str):
-    with pytest.raises(ValidationError, match="neither a folder"):
+    with pytest.raises(ValidationError, match="it has to be a folder"):
         BuildSettings(manifest="m", output="o", input={"allow": [entry]})
 
 

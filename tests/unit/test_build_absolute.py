@@ -97,6 +97,6 @@ def test_what_means_the_same_everywhere_is_taken(changes: dict[str, Any]):
     ],
 )
 def test_the_refusal_says_what_to_give_instead(changes: dict[str, Any], said: str):
-    with pytest.raises(SettingsError, match=r"relative path|no URL") as refused:
+    with pytest.raises(SettingsError, match=r"relative path|nor a URL") as refused:
         check_absolute(settings(**changes))
     assert said in str(refused.value)

@@ -197,11 +197,11 @@ def test_the_card_and_show_tell_what_a_build_cost(tmp_path: Path):
     build = Build(str(tmp_path / "out"), FIRST)
     card = build.store.read_bytes("README.md").decode()
     assert "| engine | 1.7 min, 60% busy, 40% waiting for work |" in card
-    assert "| cost | 1.30 at 36 an hour |" in card
+    assert "| cost | 1.30 at 36 per hour |" in card
     assert dataset_card(build.plan, Counts(rows=1), account).count("| cost |") == 1
     told = run("show", build.output.root).stdout
     assert "1.7 min, 60% busy, 40% waiting for work" in told
-    assert "1.30 at 36 an hour" in told
+    assert "1.30 at 36 per hour" in told
 
 
 def test_a_build_that_asks_rejections_again_keeps_the_price(tmp_path: Path):
@@ -246,7 +246,7 @@ def test_another_price_may_be_named_when_a_build_goes_on(tmp_path: Path):
 def test_a_build_that_was_interrupted_says_that_it_tells_the_least():
     told = dict(account_lines(facts(COST + Account(interrupted=1), price=3.6)))
     assert told["engine"] == "at least 16.7 min, 90% busy, 10% waiting for work"
-    assert told["cost"] == "at least 1.04 at 3.6 an hour"
+    assert told["cost"] == "at least 1.04 at 3.6 per hour"
 
 
 def test_a_build_whose_engine_had_nothing_to_do_tells_what_reuse_saved():
@@ -254,7 +254,7 @@ def test_a_build_whose_engine_had_nothing_to_do_tells_what_reuse_saved():
     told = account_lines(account_facts(mine, basis(), reused=1000))
     assert told == [
         ("saved by reuse", "30.0 min of engine time"),
-        ("cost", "0.00 at 2 an hour; reuse saved 1.00"),
+        ("cost", "0.00 at 2 per hour; reuse saved 1.00"),
     ]
 
 
@@ -288,8 +288,8 @@ def test_an_estimate_goes_from_an_engine_never_waiting_to_one_waiting_as_before(
     assert (found.answers, found.busy_s, found.engine_s) == (50_000, 90_000, 100_000)
     told = dict(found.lines())
     assert told["answers to generate"] == "about 50,000 (500 reused)"
-    assert told["engine time"] == "25.00 h to 27.78 h, and 40.0 s to start it"
-    assert told["cost"] == "90.04 to 100.04 at 3.6 an hour"
+    assert told["engine time"] == "25.00 h to 27.78 h, and 40.0 s to start the engine"
+    assert told["cost"] == "90.04 to 100.04 at 3.6 per hour"
     assert told["  estimated from"] == (
         "earlier: 500 answers, each with 14.4 s of audio and 0 tokens on average"
     )
@@ -304,7 +304,7 @@ def test_an_estimate_is_the_most_where_reuse_is_not_known():
 def test_nothing_to_generate_takes_no_engine():
     told = dict(estimate(basis(), 500, reused=500, price_per_hour=9).lines())
     assert told["engine time"] == "0.0 s"
-    assert told["cost"] == "0.00 at 9 an hour"
+    assert told["cost"] == "0.00 at 9 per hour"
 
 
 def sound_manifest(folder: Path, rows: int) -> str:
@@ -320,12 +320,12 @@ def test_check_estimates_from_the_newest_published_build(tmp_path: Path):
     words = ("check", sound_manifest(tmp_path, 200), str(tmp_path / "out"), "--sample", "0")
     told = run(*words).stdout
     # 200 answers, of which two took 60 s busy and 100 s in all; at the price of that build
-    assert "about 200 (reused ones not known)" in told
-    assert "at most 1.67 h to 2.78 h, and 30.0 s to start it" in told
-    assert "at most 60.30 to 100.30 at 36 an hour" in told
+    assert "about 200 (reuse not known)" in told
+    assert "at most 1.67 h to 2.78 h, and 30.0 s to start the engine" in told
+    assert "at most 60.30 to 100.30 at 36 per hour" in told
     assert f"  {FIRST}: 2 answers, each with 1.5 s of audio and 3 tokens on average" in told
     dearer = run(*words, "--price-per-hour", "72").stdout
-    assert "120.60 to 200.60 at 72 an hour" in dearer
+    assert "120.60 to 200.60 at 72 per hour" in dearer
 
 
 def test_an_output_named_in_the_settings_file_is_looked_at_too(tmp_path: Path):

@@ -122,7 +122,7 @@ def test_rows_changed_after_planning_are_refused(manifest: Path):
     build = planned(manifest)
     rows = build.store.read_bytes(shard_path(0))
     build.store.write_bytes(shard_path(0), rows.replace(b'"id": 1', b'"id": 9'))
-    with pytest.raises(BuildDamagedError, match="changed after planning"):
+    with pytest.raises(BuildDamagedError, match="changed after the build was planned"):
         list(read_shard(build, 0))
 
 

@@ -119,7 +119,7 @@ def test_the_newest_unpublished_build_goes_on(whole: Build, tmp_path: Path):
 
 def test_nothing_unfinished_is_told(whole: Build):
     publish_build(whole)
-    with pytest.raises(BuildNotFoundError, match="nothing is unfinished"):
+    with pytest.raises(BuildNotFoundError, match="there is no unfinished build"):
         unpublished_build(whole.output.root)
 
 

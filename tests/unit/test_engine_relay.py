@@ -86,7 +86,7 @@ def test_clips_travel_inside_where_the_engine_cannot_read_them(tmp_path: Path):
 def test_nothing_outside_the_scratch_is_read(tmp_path: Path):
     parts = [{"type": "audio_url", "audio_url": {"url": "file:///etc/hostname"}}]
     asked = RelayedRequest(body(messages=[{"role": "user", "content": parts}]), tmp_path)
-    with pytest.raises(SettingsError, match="read from"):
+    with pytest.raises(SettingsError, match="read only from"):
         asked.encoded("m", inline=True)
 
 

@@ -180,7 +180,7 @@ async def test_a_request_that_failed_tries_once_more_when_the_engine_answers(cou
 
 async def test_an_engine_without_room_for_anybody_is_unavailable(court):
     court[1].shows = Pulse.BUSY
-    with pytest.raises(EngineUnavailableError, match="no room"):
+    with pytest.raises(EngineUnavailableError, match="too busy"):
         await settle(court, Case(), Trouble.BUSY)
 
 

@@ -83,7 +83,7 @@ def test_a_folder_whose_removal_was_killed_halfway_is_swept_by_the_next(tmp_path
 def test_a_disk_that_takes_nothing_is_told_by_the_folder_and_the_variable(
     tmp_path: Path, number: int
 ):
-    told = rf"{tmp_path} \(EARWITNESS_SCRATCH names another\).* run again"
+    told = rf"{tmp_path} \(set EARWITNESS_SCRATCH to use another one\).* run again"
     with pytest.raises(DiskError, match=told), scratch_folder():
         raise OSError(number, "the disk's own words")
 

@@ -96,7 +96,7 @@ class Attempt:
             self._log.info("shard %s waits for a worker", shard)
         if run.state is not None and run.state.is_final():
             run = self._runs.revive(run)
-            self._log.info("shard %s is run again and waits for a worker", shard)
+            self._log.info("shard %s will run again and waits for a worker", shard)
         self._open[run.id] = shard
         self._table.note(shard, run)
 
@@ -118,7 +118,7 @@ class Attempt:
             ended = True
             if run.state.is_crashed() and self._crashes.get(shard, 0) < _REVIVALS_OF_A_CRASH:
                 self._crashes[shard] = self._crashes.get(shard, 0) + 1
-                self._log.warning("shard %s: its worker disappeared, another one takes it", shard)
+                self._log.warning("shard %s: its worker is gone; another worker will run it", shard)
                 del self._open[run.id]
                 self._open[self._runs.revive(run).id] = shard
                 continue
@@ -133,7 +133,7 @@ class Attempt:
         if receipt is not None:
             self._finish(receipt)
             return
-        self._log.warning("the flow run of shard %s was deleted; it is started anew", shard)
+        self._log.warning("the flow run of shard %s was deleted; a new run will be started", shard)
         self._take_up(shard, None)
 
     def _explained(self, shard: int, run: FlowRun) -> FlowRun:
@@ -196,7 +196,7 @@ class Attempt:
 def _said(run: FlowRun) -> str:
     """Why a run that ended did not do its shard, without what Prefect puts before it."""
     if run.state is None:
-        return "it has no state"
+        return "its run has no state"
     if run.state.is_cancelled():
         return "its run was cancelled"
     return cause(run.state.message or run.state.name or "")

@@ -72,19 +72,19 @@ def build_dataset(
 ) -> dict[str, Any]:
     """Build a dataset: ask a model about every record of a manifest and publish the answers.
 
-    Reads and checks the manifest, cuts it into shards, has each shard answered by a worker of the
-    GPU pool, and publishes the dataset when every shard is done. Answers that an earlier build of
-    the same output has are not asked again.
+    A run reads and checks the manifest, divides it into shards, starts a run on the GPU pool for
+    each shard, and publishes the dataset when every shard is done. Answers of earlier builds of the
+    same output are reused.
 
     Args:
         manifest: The records to ask about: path or URL of a JSONL (.gz, .zst) or Parquet file.
-            Give an absolute path: workers have no folder of yours.
+            A path has to be absolute, because workers do not share your working folder.
         output: Where the dataset is published: absolute path or URL of a folder.
         model: The audio model: absolute path of its folder, or its id on the Hugging Face hub. The
             workers of the GPU pool must serve the same one.
         question: What is asked about records that have audio and no conversation: a text, the
             absolute path of a text file after @, or one of the words caption and transcribe.
-        max_tokens: Longest answer, in tokens. Longer answers are cut there and kept.
+        max_tokens: Longest answer, in tokens. Longer answers are cut to this length and kept.
         max_rejected: The dataset is published if at most this share of its rows is rejected (0.5 is
             one half).
         system_prompt: System prompt of every conversation that has none. Empty for no prompt.
@@ -94,7 +94,7 @@ def build_dataset(
         audio: Which clips are accepted (length, silence, size).
         input: How the manifest is read (columns, folder of the clips, where clips may be).
         layout: How the dataset is written (name, formats, columns, rows of a shard).
-        engine: Engine settings; on a pool its workers decide.
+        engine: Engine settings. On a work pool the workers' own settings are used.
 
     Returns:
         The build's ledger.

@@ -63,7 +63,7 @@ def build_shard(build: str, shard: int) -> Receipt:
     Retry on its run: there is no need to start one here.
 
     Args:
-        build: Address of the build: OUTPUT/builds/ID, absolute or a URL.
+        build: Address of the build, OUTPUT/builds/ID: an absolute path or a URL.
         shard: Number of the shard, from 0.
 
     Returns:
@@ -76,7 +76,7 @@ def build_shard(build: str, shard: int) -> Receipt:
     found = Build.at(build)
     receipt = found.receipt(shard)
     if receipt is not None:
-        return told(receipt, f"done already: {shard_message(receipt)}")
+        return told(receipt, f"already done: {shard_message(receipt)}")
     plan = found.plan
     # who opened this process's runtime was told its settings; a file in storage is no such person
     settings = plan.settings if is_running() else stored_settings(plan.settings)

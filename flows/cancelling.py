@@ -1,4 +1,4 @@
-"""Cancelling a build's run cancels the runs of its shards: no engine works for nobody."""
+"""Cancelling the run of a build also cancels the runs of its shards."""
 
 from __future__ import annotations
 

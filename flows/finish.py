@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from earwitness.build.layout import Build
 from earwitness.build.lease import lease
 from earwitness.errors import EarwitnessError, ShardFailedError, StorageUnavailableError
+from earwitness.escaping import counted
 from earwitness.runtime import running
 from flows.attempt import answer_on_pool
 from flows.build_shard import build_shard
@@ -57,7 +58,7 @@ def finish_build(planned: PlannedBuild) -> dict[str, Any]:
         else:
             with running(settings, planned.model):
                 answer_here(planned)
-        log.info("all shards are done; the build is checked and published")
+        log.info("all shards are done; checking and publishing the build")
         counts = publish.submit(planned.uri).result()
         return told(counts, build_message(counts))
 
@@ -104,5 +105,6 @@ def answer_here(planned: PlannedBuild) -> None:
             progress = f"({number} of {len(planned.shards)})"
             log.info("shard %s is done: %s %s", shard, shard_message(receipt), progress)
     if failures:
-        left = f" (and {len(failures) - 1} more shards)" if len(failures) > 1 else ""
-        raise ShardFailedError(f"{failures[0]}{left}")
+        more = len(failures) - 1
+        others = f" (and {counted(more, 'more shard')} failed)" if more else ""
+        raise ShardFailedError(f"{failures[0]}{others}")

@@ -1,4 +1,4 @@
-"""An unfinished build goes on, or rejections of given reasons are asked again."""
+"""Continue an unfinished build, or ask rows again that were rejected for given reasons."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def retry_failed_shards(
     build: Text = "",
     *,
     max_rejected: Annotated[float, Field(ge=0, le=1, title="Change")]
-    | Annotated[None, Field(title="As it was")] = None,
+    | Annotated[None, Field(title="Unchanged")] = None,
     reason: tuple[Askable, ...] = (),
     engine: EngineSettings | Defaults = None,
 ) -> dict[str, Any]:
     """Continue a build that is not published, or ask again what was rejected.
 
-    Without a reason: the shards that are not done run again, and the build is published. What is
-    done stays done.
+    Without a reason: the shards that are not done run again, and then the build is published.
+    Finished shards are kept.
 
     With reasons: a new build over the same rows, in which rows that were rejected for one of these
     reasons are asked again and everything else is reused.
@@ -63,7 +63,7 @@ def retry_failed_shards(
         max_rejected: The dataset is published if at most this share of its rows is rejected.
         reason: Ask again what was rejected for one of these reasons, in a new build. Leave it empty
             to continue the build.
-        engine: How vLLM is started, or where it is, when shards are not answered on a pool.
+        engine: Engine settings. On a work pool the workers' own settings are used.
 
     Returns:
         The build's ledger.

@@ -94,7 +94,7 @@ def take_over(client: SyncPrefectClient, run: FlowRun) -> None:
     """
     parent = _parent(client, run)
     if parent and parent.state and parent.state.is_cancelled():
-        message = "It was cancelled; a retry goes on with its build."
+        message = "It was cancelled; a retry continues its build."
         client.set_flow_run_state(parent.id, Failed(name="TakenOver", message=message), force=True)
 
 
@@ -127,8 +127,8 @@ class ShardRuns:
             return self._client.read_deployment_by_name(self._name)
         except ObjectNotFound:
             raise SettingsError(
-                f"there is no deployment {self._name} at {self._client.api_url}; "
-                "`prefect deploy --all` makes it, and PREFECT_API_URL says which server is asked"
+                f"there is no deployment {self._name} at {self._client.api_url}: create it with "
+                "`prefect deploy --all`, or set PREFECT_API_URL to another server"
             ) from None
 
     def _check_pool(self) -> None:
@@ -138,8 +138,8 @@ class ShardRuns:
             pool = f"{SHARD_POOL!r} " if self._name == SHARD_DEPLOYMENT else ""
             raise SettingsError(
                 f"the work pool {pool}of the deployment {self._name} was deleted from "
-                f"{self._client.api_url}; `python -m deployments.setup` makes it again, then "
-                "`prefect deploy --all` deploys to it"
+                f"{self._client.api_url}: create it with `python -m deployments.setup`, then run "
+                "`prefect deploy --all`"
             )
 
     def found(self) -> dict[int, FlowRun]:
@@ -231,13 +231,13 @@ class ShardRuns:
             The reason, with what to do.
         """
         if run.state is not None and run.state.is_pending():
-            return "a worker took its run and has not started it"
+            return "a worker has taken its run, but has not started it yet"
         if time.monotonic() - self._looked_s > _LOOK_S:
             self._looked_s, self._why = time.monotonic(), self._look()
         if run.work_queue_id is None and self._deployment.work_queue_id is not None:
             with suppress(ObjectNotFound):
                 self._client.delete_flow_run(run.id)
-            return "its work pool was made again; its run is started anew"
+            return "its work pool was deleted and created again; a new run will be started"
         return self._why
 
     def _look(self) -> str:
@@ -249,13 +249,13 @@ class ShardRuns:
         except SettingsError as error:
             return str(error)
         except ObjectNotFound:
-            return "its work pool was deleted just now"
+            return "its work pool was deleted"
         if found.is_paused:
             return f"the work pool {pool!r} is paused: resume it in the UI"
         if not any(worker.status == WorkerStatus.ONLINE for worker in workers):
             return (
                 f"no worker of the work pool {pool!r} is online: "
-                f"`earwitness worker --pool {pool}` starts one"
+                f"start one with `earwitness worker --pool {pool}`"
             )
         return f"the workers of the work pool {pool!r} are busy, or its limit is reached"
 

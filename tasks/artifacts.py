@@ -293,7 +293,7 @@ def post_failed_summary(build: Build, error: EarwitnessError) -> None:
     try:
         status = build_status(build)
     except EarwitnessError as unread:
-        _log.warning("no summary of %s: %s", build.id, unread)
+        _log.warning("the summary of %s cannot be written: %s", build.id, unread)
         return
     lines = [
         f"# {markdown(build.id)}",

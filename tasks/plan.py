@@ -63,14 +63,14 @@ def plan(settings: BuildSettings) -> PlannedBuild:
     frozen = plan_build(build, settings, model, started.astimezone(UTC))
     if frozen.identity != plan_identity(settings, model):
         raise SettingsError(
-            f"{build.id} was planned with other settings or another model; leave out --build "
-            "to start a build with these"
+            f"{build.id} was planned with other settings or another model: leave out --build "
+            "to start a new build with these settings"
         )
     gates = {"max_rejected": settings.max_rejected, **_price(settings.engine)}
     return _begin(build, name, settings, gates, resumed=resumed)
 
 
-@task(name="plan", task_run_name="take up the build", **retrying)
+@task(name="plan", task_run_name="continue the build", **retrying)
 @plainly
 def take_up(
     output: str,
@@ -146,8 +146,8 @@ def _continued(planned: BuildSettings, engine: EngineSettings) -> BuildSettings:
     changed = planned.model_copy(update={"engine": taken_up})
     if changed.frozen_digest() != planned.frozen_digest():
         raise SettingsError(
-            "a build goes on with the engine arguments it was planned with: leave out what is "
-            "given for engine, or start a new build"
+            "a build continues with the engine arguments that it was planned with: leave out the "
+            "engine settings, or start a new build"
         )
     return changed
 

@@ -256,7 +256,7 @@ def test_the_parents_log_says_what_happens_shard_by_shard(
     for shard in range(ROWS // SHARD_ROWS):
         assert f"shard {shard} is done: {SHARD_ROWS} rows" in said
     assert "(3 of 3 done)" in said
-    assert "checked and published" in said
+    assert "checking and publishing the build" in said
 
 
 @pytest.mark.usefixtures("worker")

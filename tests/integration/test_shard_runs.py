@@ -375,7 +375,7 @@ def test_runs_that_no_worker_takes_are_explained_and_waited_for(
     thread = threading.Thread(target=copy_context().run, args=(attempt.run,), daemon=True)
     thread.start()
     until(lambda: "no worker of the work pool" in caplog.text)
-    assert f"`earwitness worker --pool {own_pool}` starts one" in caplog.text
+    assert f"start one with `earwitness worker --pool {own_pool}`" in caplog.text
     assert thread.is_alive()
     assert {line["says"] for line in attempt._table._lines.values() if line["says"]}
     with Played(build, str(runs._deployment.id), always(Completed)):
@@ -390,7 +390,7 @@ def test_a_deleted_work_pool_is_named_where_a_shard_is_to_be_started(build: Buil
     with pytest.raises(SettingsError) as caught:
         answer_on_pool(build, [0], f"build-shard/{own_pool}", at_once=1)
     assert f"of the deployment build-shard/{own_pool} was deleted" in str(caught.value)
-    assert "`python -m deployments.setup` makes it again" in str(caught.value)
+    assert "create it with `python -m deployments.setup`" in str(caught.value)
 
 
 def test_runs_whose_work_pool_was_deleted_and_made_again_are_started_anew(
@@ -408,7 +408,7 @@ def test_runs_whose_work_pool_was_deleted_and_made_again_are_started_anew(
         client.create_work_pool(WorkPoolCreate(name=own_pool, type="process"))
         flow = client.create_flow(build_shard)
         deployment = client.create_deployment(flow, name=own_pool, work_pool_name=own_pool)
-        until(lambda: "its work pool was made again; its run is started anew" in caplog.text)
+        until(lambda: "its work pool was deleted and created again" in caplog.text)
     with Played(build, str(deployment), always(Completed)):
         thread.join(ENDS_S)
     assert not thread.is_alive()

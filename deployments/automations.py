@@ -46,7 +46,9 @@ def dead_run(after_s: float) -> AutomationCore:
     Returns:
         The automation.
     """
-    message = f"No heartbeat for {after_s:g} s: the process or its machine is gone. Retry resumes."
+    message = (
+        f"No heartbeat for {after_s:g} s: its process or its machine is gone. Retry continues it."
+    )
     return _silence(DEAD_RUN, {_HEARTBEAT}, after_s, StateType.CRASHED, message)
 
 
@@ -59,7 +61,9 @@ def stuck_start(after_s: float) -> AutomationCore:
     Returns:
         The automation.
     """
-    message = f"Pending for {after_s:g} s: its worker never started it. Retry gives it to another."
+    message = (
+        f"Pending for {after_s:g} s: its worker did not start it. Retry gives it to another worker."
+    )
     return _silence(STUCK_START, _PENDING, after_s, StateType.CRASHED, message)
 
 
@@ -72,7 +76,7 @@ def stuck_cancel(after_s: float) -> AutomationCore:
     Returns:
         The automation.
     """
-    message = f"Cancelling for {after_s:g} s: no worker was left to stop it."
+    message = f"Cancelling for {after_s:g} s: no worker is left to stop it."
     return _silence(STUCK_CANCEL, {_CANCELLING}, after_s, StateType.CANCELLED, message)
 
 

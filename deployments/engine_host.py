@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from earwitness.settings import EngineSettings
 
 HAND_BACK_S = 15.0
-"""How long runs that ask an engine given up for good wait, so as to be handed back, not to fail."""
+"""How long requests to a failed engine wait, so that the worker can return their runs first."""
 _PATIENCE_S = 600.0
 
 
@@ -42,7 +42,9 @@ class EngineHost:
         self, settings: EngineSettings, model: str | None, *, scratch: Path, clips_per_prompt: int
     ) -> None:
         if model is None and not settings.url:
-            raise SettingsError("no model: name one with --model, or an engine with --engine")
+            raise SettingsError(
+                "no model is given: add --model, or --engine with the address of a running engine"
+            )
         local = model is not None and Path(model).is_dir()
         self._model = str(Path(model).absolute()) if local and model is not None else model
         self._settings = settings

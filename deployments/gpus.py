@@ -75,11 +75,15 @@ def _holders(wanted: int, processes: Mapping[int, _Process]) -> list[str]:
 def _told(gpu: _Gpu, pid: int, name: str, memory: str, processes: Mapping[int, _Process]) -> str:
     process = processes.get(pid)
     # a process of another container: the driver sees it, we do not
-    who = f"{_short(process.command)}, user {process.user}" if process else f"{name}, not ours"
+    who = (
+        f"{_short(process.command)}, user {process.user}"
+        if process
+        else f"{name}, outside this container"
+    )
     amount = f"{int(memory):,} MiB" if memory.isdigit() else "memory"
     return (
-        f"GPU {gpu.index} ({gpu.name}) is taken: process {pid} ({who}) holds {amount} there. "
-        f"End it (kill {pid}), or give this worker other GPUs with {_VISIBLE}"
+        f"GPU {gpu.index} ({gpu.name}) is in use: process {pid} ({who}) has allocated {amount} on "
+        f"it. End this process (kill {pid}), or give this worker other GPUs with {_VISIBLE}"
     )
 
 
@@ -127,7 +131,7 @@ def _stale(processes: Mapping[int, _Process]) -> list[str]:
         orphan = _ENGINE_PART.match(process.command) is not None and not served
         if (launched or orphan) and not guarded and not _elsewhere(process):
             told.append(
-                f"an engine whose owner is gone still runs: process {process.pid} "
+                f"an engine still runs, although its worker has ended: process {process.pid} "
                 f"({_short(process.command)}, user {process.user}). End it: kill -9 {process.pid}"
             )
     return told

@@ -1,9 +1,9 @@
 """`make up` and `make down`: the whole service on this machine, with the demo's inputs filled in.
 
-A Prefect server, a worker for each pool (the one for `gpu` with real vLLM) and the deployments. The
-server keeps its runs in a PostgreSQL of its own where one is installed, else in SQLite. Everything
-it writes is in `.make/up/` (root's PostgreSQL: in `/var/tmp`); every process bears a mark in its
-environment, so that `down` ends these and no others.
+It starts a Prefect server, creates the deployments, and starts a worker for each pool (the one for
+`gpu` with real vLLM). The server keeps its runs in its own PostgreSQL if PostgreSQL is installed,
+otherwise in SQLite. All files are in `.make/up/` (PostgreSQL started by root: in `/var/tmp`). A
+variable in the environment marks every process, so that `down` ends these processes and no others.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def up(port: int | None) -> None:
         _say_where((FOLDER / "address").read_text())
         return
     if _ours():
-        _say("some of it has ended; starting again")
+        _say("some processes have ended; restarting all of them")
         down()
     # the server's database and all logs
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -104,10 +104,10 @@ def _start(environment: dict[str, str], address: str, port: int) -> None:
     # none but the server is told the database's password
     database = start_database(find_programs(), environment)
     where = "PostgreSQL" if database else "SQLite"
-    _say(f"starting the Prefect server, which keeps its runs in {where}")
+    _say(f"starting the Prefect server (database: {where})")
     _spawn("server", server_command(port), {**environment, **database})
     _wait("server", _SERVER_S, lambda: answers(f"{address}/api/health"))
-    _say("making pools, queues and automations")
+    _say("creating work pools, queues and automations")
     _do("setup", ["deployments.setup"], environment)
     worker = [sys.executable, "-m", "cli.main", "worker", "--grace-s", f"{_DRAIN_S:g}"]
     _spawn("worker-default", [*worker, "--pool", "default"], environment)
@@ -153,7 +153,7 @@ def start_database(programs: Path | None, environment: dict[str, str]) -> dict[s
         The variables by which the server finds it; none: the server keeps its runs in SQLite.
     """
     if programs is None:
-        _say("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+        _say("using SQLite: PostgreSQL is not installed (Debian: apt-get install postgresql)")
         return {}
     cluster, port = _cluster(programs), free_port()
     try:
@@ -161,7 +161,7 @@ def start_database(programs: Path | None, environment: dict[str, str]) -> dict[s
         _spawn("database", cluster.command(port), environment)
         _wait("database", _DATABASE_S, lambda: cluster.answers(port))
     except FatalError as error:
-        _say(f"PostgreSQL cannot be used: {error}")
+        _say(f"using SQLite: PostgreSQL cannot be used ({error})")
         _stop("database")
         return {}
     return {_DATABASE: cluster.url(port)}
@@ -200,7 +200,7 @@ def _free(wanted: int | None) -> int:
             probe.bind(("127.0.0.1", wanted or PORT))
         except OSError as error:
             if wanted:
-                raise FatalError(f"port {wanted} is taken; choose another one") from error
+                raise FatalError(f"port {wanted} is in use: choose another one") from error
             return free_port()
     return wanted or PORT
 
@@ -257,7 +257,7 @@ def _wait(name: str, limit_s: float, ready: Callable[[], bool]) -> None:
     log = FOLDER / f"{name}.log"
     while not ready():
         if not _running(name):
-            raise FatalError(f"the {name} did not start: {_last_words(log)} (all of it: {log})")
+            raise FatalError(f"the {name} did not start: {_last_words(log)} (full log: {log})")
         if time.monotonic() > limit:
             raise FatalError(f"the {name} is not ready after {limit_s:g} s; see {log}")
         time.sleep(_POLL_S)
@@ -276,7 +276,7 @@ def _last_words(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     said = [line.strip() for line in lines if line.strip(" ─│╭╮╰╯\t")]
     errors = [line for line in said if line.startswith("error:")]
-    return (errors or said or ["it said nothing"])[-1]
+    return (errors or said or ["it printed nothing"])[-1]
 
 
 def _running(name: str) -> int | None:

@@ -104,7 +104,7 @@ class Cluster:
             mine = stat.S_ISDIR(found.st_mode) and found.st_uid == owner
             if not mine or stat.S_IMODE(found.st_mode) & ~_PRIVATE:
                 raise FatalError(
-                    f"PostgreSQL's folder {self._folder} is not private to its owner; remove it"
+                    f"PostgreSQL's folder {self._folder} has to be private to its owner: remove it"
                 ) from None
 
     def _write_password(self) -> None:
@@ -161,7 +161,7 @@ class Cluster:
             query = "SELECT 1 FROM pg_available_extensions WHERE name = $1"
             if await connection.fetchval(query, _EXTENSION) is None:
                 raise FatalError(
-                    f"PostgreSQL lacks its extension {_EXTENSION} (package postgresql-contrib)"
+                    f"PostgreSQL has no extension {_EXTENSION}: install postgresql-contrib"
                 )
         finally:
             await connection.close()
@@ -182,4 +182,4 @@ def _version(programs: Path) -> str:
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it gave no reason"
+    return lines[-1] if lines else "it printed nothing"

@@ -1,7 +1,7 @@
-"""Make what the deployments need on a Prefect server: pools, queues, limits, automations.
+"""Create what the deployments need on a Prefect server: pools, queues, limits, automations.
 
-Run it as often as you like: what is there already is left alone, what differs is put right. Limits
-that are not given, and automations that somebody switched off, stay as they are.
+It can be run again at any time: what exists is kept, and what differs is corrected. Limits that are
+not given, and automations that a person disabled, are not changed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from prefect.events.schemas.automations import AutomationCore
 
 POOLS = {
-    "default": "Parent runs: they plan, start the shards, publish. No GPU needed.",
-    "gpu": "Shards, on machines that run `earwitness worker --model …`.",
+    "default": "Runs of builds: they plan, start the runs of shards, and publish. No GPU needed.",
+    "gpu": "Runs of shards, on GPU machines that run `earwitness worker --model …`.",
 }
 """Work pools, and what runs on them."""
 QUEUES = {"interactive": 1, "nightly": 10}
@@ -44,19 +44,19 @@ _SHORTEST_S = 10.0
 """Prefect watches no shorter silence."""
 Row = tuple[str, str, str]
 """A thing, its details, and what was done about it."""
-_MADE, _CHANGED, _KEPT = "made", "changed", "as it was"
+_MADE, _CHANGED, _KEPT = "created", "changed", "unchanged"
 
 _EPILOG = """\
-To be told when a build fails, make a notification block once (in the UI: Blocks > + > Slack
-Webhook, Microsoft Teams, …; or in Python), then name it:
+To get a notification when a build fails, create a notification block once (in the UI: Blocks > + >
+Slack Webhook, Microsoft Teams, …; or in Python), then give its name:
 
     python -m deployments.setup --notify slack-webhook/team
 
-A secret is made in the same place (Blocks > + > Secret), then lent to all runs:
+To give all runs a secret, create it in the same place (Blocks > + > Secret), then give its name:
 
     python -m deployments.setup --secret AWS_SECRET_ACCESS_KEY=aws-secret
 
-The Prefect server is the one of PREFECT_API_URL (or of the current profile).
+PREFECT_API_URL (or the current Prefect profile) says which Prefect server is set up.
 """
 
 
@@ -177,7 +177,8 @@ def _block(client: SyncPrefectClient, kind: str, name: str) -> UUID:
         return client.read_block_document_by_name(name, kind, include_secrets=False).id
     except ObjectNotFound as error:
         raise FatalError(
-            f"no block {kind}/{name} on this server; `prefect block ls` lists them as TYPE/NAME"
+            f"there is no block {kind}/{name} on this server: `prefect block ls` lists all blocks "
+            "as TYPE/NAME"
         ) from error
 
 
@@ -200,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
             f"--{pool}-limit", type=int, metavar="N", help=f"runs at once on the pool {pool}"
         )
     parser.add_argument(
-        "--notify", metavar="TYPE/NAME", help="notification block that is told of failed builds"
+        "--notify", metavar="TYPE/NAME", help="notification block to use when a build fails"
     )
     parser.add_argument(
         "--secret",
@@ -215,14 +216,14 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds,
         default=ZOMBIE_AFTER_S,
         metavar="S",
-        help="a run without a heartbeat for so long is dead (default: %(default)g)",
+        help="end a run that sends no heartbeat for this many seconds (default: %(default)g)",
     )
     parser.add_argument(
         "--pending-after-s",
         type=_seconds,
         default=PENDING_AFTER_S,
         metavar="S",
-        help="a run that a worker took and did not start for so long is lost (default: "
+        help="end a run that a worker took and did not start for this many seconds (default: "
         "%(default)g)",
     )
     return parser
@@ -231,14 +232,14 @@ def _parser() -> argparse.ArgumentParser:
 def _pair(text: str) -> str:
     variable, _, block = text.partition("=")
     if not variable or not block:
-        raise argparse.ArgumentTypeError(f"VARIABLE=BLOCK, not {text!r}")
+        raise argparse.ArgumentTypeError(f"it has to be VARIABLE=BLOCK, not {text!r}")
     return text
 
 
 def _seconds(text: str) -> float:
     seconds = float(text)
     if seconds < _SHORTEST_S:
-        raise argparse.ArgumentTypeError(f"at least {_SHORTEST_S:g}, not {text}")
+        raise argparse.ArgumentTypeError(f"it has to be at least {_SHORTEST_S:g}, not {text}")
     return seconds
 
 
@@ -254,7 +255,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         address = get_current_settings().api.url
         if not address:
-            raise FatalError("PREFECT_API_URL is not set: which Prefect server should be set up?")
+            raise FatalError(
+                "PREFECT_API_URL is not set: set it to the API of the Prefect server to set up "
+                "(http://HOST:4200/api)"
+            )
         with get_client(sync_client=True) as client:
             secrets, wanted = _secrets(client, options.secret), _wanted(client, options)
             for row in set_up(client, limits, secrets, wanted):
@@ -270,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(table)
     if not options.notify:
-        console.print("\nNobody is told of a failed build yet; see --notify in --help.")
+        console.print("\nNo notification is sent when a build fails; see --notify in --help.")
     console.print("\nNext: prefect deploy --all", style="bold")
 
 

@@ -41,8 +41,8 @@ def from_environment(
     missing = [variables[name] for name in NEEDED if name in variables and not found.get(name)]
     if missing:
         sys.stderr.write(
-            f"{' and '.join(missing)} not set: each run has to give it, and the nightly schedule "
-            "is off. To turn it on, set the variable and deploy again.\n"
+            f"{' and '.join(missing)} not set: each run has to give the value itself, and the "
+            "nightly schedule is off. To turn it on, set the variable and deploy again.\n"
         )
     given = {name: value for name, value in found.items() if value}
     return {**given, "version": earwitness.__version__, "complete": not missing}
@@ -94,9 +94,9 @@ def check_version(version: str) -> None:
     here = earwitness.__version__
     if here != version:
         message = (
-            f"this worker has earwitness {here}, the deployment was made with {version}. Update "
-            "the worker's checkout and restart it, or run `prefect deploy --all` from the version "
-            "the workers have; then retry the run"
+            f"this worker has earwitness {here}, but the deployment was made with {version}. "
+            "Update the worker's checkout and restart the worker, or run `prefect deploy --all` "
+            "with the workers' version; then retry the run"
         )
         _fail_this_run(message)
         raise SettingsError(message)

@@ -110,8 +110,8 @@ def _told_when_gone(address: str) -> Iterator[None]:
         yield
     except httpx.TransportError as error:
         raise FatalError(
-            f"the Prefect API at {address} does not answer any more ({error}); what is done stays "
-            "done: run the same command again"
+            f"the Prefect API at {address} stopped answering ({error}): run the same command "
+            "again; finished work is kept"
         ) from error
 
 
@@ -132,7 +132,7 @@ def _own_server(login: str, meanwhile: Callable[[], None]) -> Iterator[str]:
             failed = f"the Prefect server did not start within {_START_TIMEOUT_S:g} s"
             if not _wait(address, _START_TIMEOUT_S, server.alive, failed):
                 lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-                why = next((line for line in reversed(lines) if line.strip()), "it said nothing")
+                why = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
                 raise FatalError(f"the Prefect server did not start: {why.strip()}")
             with _kept_alive(server, start):
                 yield address
@@ -209,8 +209,8 @@ def answers(url: str) -> bool:
 
 def _unreachable(address: str) -> str:
     return (
-        f"the Prefect API at {address} does not answer; start it, or unset PREFECT_API_URL "
-        "to have one started for the build"
+        f"the Prefect API at {address} does not answer: start it, or unset PREFECT_API_URL, and "
+        "the command starts its own"
     )
 
 

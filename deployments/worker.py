@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from types import FrameType
 
 LIMIT = 2
-"""Flow runs at once: two, so that one's head covers the other's tail."""
+"""Flow runs at once: with two, one can start while the other ends, and the engine stays busy."""
 GRACE_S = 600.0
-"""How long runs may go on once the worker was told to stop."""
+"""How long runs may continue after a stop signal."""
 
 
 class WorkerOptions(BaseModel):
@@ -38,9 +38,9 @@ class WorkerOptions(BaseModel):
     name: str | None = None
     """Its name in the UI. Default: the machine's, with the GPUs it was given."""
     limit: Annotated[int, Field(ge=1)] = LIMIT
-    """Flow runs at once: two, so that one's head covers the other's tail."""
+    """How many flow runs run at the same time."""
     grace_s: Annotated[float, Field(ge=0)] = GRACE_S
-    """How long runs may go on once the worker was told to stop."""
+    """How many seconds running flow runs may continue after a stop signal."""
     model: str | None = None
     """Local folder or hub id of the model served here."""
     engine: EngineSettings = EngineSettings()

@@ -23,7 +23,7 @@ from earwitness.engine.shared import (
     WORKER_VARIABLE,
 )
 from earwitness.errors import EarwitnessError, FatalError
-from earwitness.escaping import printable
+from earwitness.escaping import counted, printable
 from earwitness.progress import EngineReady, EngineStarting, listen
 from earwitness.scratch import (
     SCRATCH_VARIABLE,
@@ -181,8 +181,8 @@ async def check_pool(pool: str) -> None:
     address = get_current_settings().api.url
     if not address:
         raise FatalError(
-            "PREFECT_API_URL is not set: a worker takes its runs from a Prefect server "
-            "(http://HOST:4200/api)"
+            "PREFECT_API_URL is not set: set it to the API of the Prefect server that the worker "
+            "gets its runs from (http://HOST:4200/api)"
         )
     limit = time.monotonic() + _API_PATIENCE_S
     async with get_client() as client:
@@ -196,10 +196,12 @@ async def check_pool(pool: str) -> None:
         except ObjectNotFound:
             raise FatalError(
                 f"there is no work pool {pool!r} at {address}: "
-                "`python -m deployments.setup` makes the pools"
+                "create the pools with `python -m deployments.setup`"
             ) from None
     if found.type != "process":
-        raise FatalError(f"work pool {pool!r} is for {found.type} workers, not for process workers")
+        raise FatalError(
+            f"the work pool {pool!r} is of type {found.type!r}, not 'process': give another --pool"
+        )
 
 
 async def _lend_engine(
@@ -223,7 +225,7 @@ async def _lend_engine(
         starting.cancel()
         return None
     shared = starting.result()
-    say(f"the engine answers; flow runs ask it at {shared.url}, {shared.slots} at once")
+    say(f"the engine is ready at {shared.url}, for up to {shared.slots} requests at once")
     return shared.environment()
 
 
@@ -234,9 +236,9 @@ async def _close(host: EngineHost) -> None:
 
 def _tell(event: Event) -> None:
     if isinstance(event, EngineStarting):
-        say(f"starting the engine with {event.model}; its output: {event.log}")
+        say(f"starting the engine with {event.model}; its log: {event.log}")
     elif isinstance(event, EngineReady):
-        say(f"the engine started within {event.seconds:.0f} s")
+        say(f"the engine started in {event.seconds:.0f} s")
 
 
 async def _work(options: WorkerOptions, environment: dict[str, str], stop: Stop) -> None:
@@ -248,7 +250,7 @@ async def _work(options: WorkerOptions, environment: dict[str, str], stop: Stop)
     worker = GuardedWorker(options.pool, name=name, limit=options.limit, environment=environment)
     query_s = get_current_settings().worker.query_seconds
     async with worker:
-        say(f"{name} takes runs from pool {options.pool}, {options.limit} at once")
+        say(f"{name} polls the work pool {options.pool}, for up to {options.limit} runs at once")
         polling = asyncio.create_task(_keep_doing(worker.get_and_submit_flow_runs, query_s))
         beating = asyncio.create_task(
             _keep_doing(worker.sync_with_backend, worker.heartbeat_interval_seconds)
@@ -269,15 +271,15 @@ async def _work(options: WorkerOptions, environment: dict[str, str], stop: Stop)
 async def _drain(worker: GuardedWorker, grace_s: float, stop: Stop) -> None:
     """Let runs finish; hand back what has not when the time is over."""
     if stop.failure is not None:
-        say(f"the engine was given up: {stop.failure}")
+        say(f"the engine failed permanently: {stop.failure}")
     elif worker.busy:
-        say(f"told to stop: {worker.busy} runs may finish within {grace_s:g} s")
+        say(f"stopping: waiting up to {grace_s:g} s for {counted(worker.busy, 'run')} to finish")
     limit = time.monotonic() + grace_s
     while worker.busy and time.monotonic() < limit and not stop.at_once.is_set():
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.at_once.wait(), _LOOK_S)
     if worker.busy:
-        say(f"handing back {worker.busy} runs")
+        say(f"returning {counted(worker.busy, 'run')} to the work pool")
         await worker.hand_back()
 
 
@@ -291,7 +293,7 @@ async def _keep_doing(work: Callable[[], Awaitable[Any]], interval_s: float) -> 
             failures += 1
             if failures == 1:
                 kind = "" if isinstance(error, EarwitnessError) else f"{type(error).__name__}: "
-                say(f"will try again: {kind}{' '.join(str(error).split())}")
+                say(f"failed, and will retry: {kind}{' '.join(str(error).split())}")
         else:
             failures = 0
         pause_s = min(interval_s * 2.0 ** min(failures, 6), max(interval_s, _LONGEST_PAUSE_S))

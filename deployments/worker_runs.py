@@ -29,7 +29,7 @@ _LOOK_S = 0.2
 _CLEAR_UP_S = 1.0
 _TELL_TRIES = 10
 _TELL_PAUSE_S = 1.0
-_RETRY = "Retry this run: it goes on with what is left."
+_RETRY = "Retry this run: it continues with what is left."
 """A build's run that is killed has not handed out all its shards, perhaps; nobody else does."""
 _HANDED_BACK = frozenset({StateType.RUNNING, StateType.PENDING, StateType.CRASHED})
 
@@ -158,7 +158,7 @@ class GuardedWorker(ProcessWorker):
             await asyncio.sleep(_LOOK_S)
 
     async def _give_back(self, flow_run: FlowRun) -> None:
-        message = f"handed back by worker {self.name}, which stopped"
+        message = f"returned to the work pool by worker {self.name}, which stopped"
         for left in reversed(range(_TELL_TRIES)):
             try:
                 state = (await self.client.read_flow_run(flow_run.id)).state
@@ -168,7 +168,9 @@ class GuardedWorker(ProcessWorker):
             except Exception:
                 # the server may be restarting; whoever watches heartbeats finds the run
                 if not left:
-                    self._logger.exception("could not hand back flow run %s", flow_run.id)
+                    self._logger.exception(
+                        "could not return flow run %s to the work pool", flow_run.id
+                    )
                     return
                 await asyncio.sleep(_TELL_PAUSE_S)
             else:

@@ -45,7 +45,7 @@ DATASET = {
     "EARWITNESS_OUTPUT": "s3://b/o",
     "EARWITNESS_MODEL": "owner/name",
 }
-SETTLED = {"as it was"}
+SETTLED = {"unchanged"}
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -260,8 +260,8 @@ def test_a_run_whose_heartbeat_stops_is_ended(tmp_path: Path, monkeypatch: pytes
     finally:
         server.stop()
     assert state.is_crashed()
-    assert (
-        state.message == "No heartbeat for 10 s: the process or its machine is gone. Retry resumes."
+    assert state.message == (
+        "No heartbeat for 10 s: its process or its machine is gone. Retry continues it."
     )
 
 

@@ -193,5 +193,5 @@ def test_the_newest_postgresql_is_taken(tmp_path: Path):
 def test_a_folder_that_others_may_enter_is_no_place_for_a_database(tmp_path: Path):
     assert INSTALLED is not None
     (tmp_path / "cluster").mkdir(mode=0o755)
-    with pytest.raises(FatalError, match="cluster is not private to its owner; remove it"):
+    with pytest.raises(FatalError, match="cluster has to be private to its owner: remove it"):
         Cluster(tmp_path / "cluster", INSTALLED).make()

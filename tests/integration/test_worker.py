@@ -265,7 +265,7 @@ def test_a_worker_lends_its_engine_and_ends_in_order(
     pool.pid("endless")
     assert len([words for words in worker.left() if words.startswith("sleep")]) == 2
     worker.process.send_signal(signal.SIGTERM)
-    until(lambda: "told to stop" in worker.log.read_text(), "its taking note")
+    until(lambda: "stopping: waiting up to" in worker.log.read_text(), "its taking note")
     late = pool.start("late")
     pool.go("slow")
     pool.reaches(slow, "Completed")
@@ -285,7 +285,7 @@ def test_a_run_whose_process_is_killed_says_that_a_retry_goes_on(
     worker = start_worker()
     os.kill(pool.pid("killed"), signal.SIGKILL)
     pool.reaches(run, "Crashed")
-    assert pool.history(run).endswith(" Retry this run: it goes on with what is left.")
+    assert pool.history(run).endswith(" Retry this run: it continues with what is left.")
     worker.process.send_signal(signal.SIGTERM)
     assert worker.end() == 0
 
@@ -323,18 +323,18 @@ def test_an_engine_given_up_ends_the_worker_and_hands_its_runs_back(
     worker = start_worker("--max-restarts", "0", engine="--crash-on poison")
     assert worker.end() == 1
     assert pool.state(run) == "AwaitingRetry"
-    assert "error: the engine did not start: it died" in worker.log.read_text()
+    assert "error: the engine did not start: it ended unexpectedly" in worker.log.read_text()
 
 
 def test_a_pool_that_is_deleted_under_a_worker_is_told_and_served_again(
     pool: Pool, start_worker: Callable[..., Worker]
 ):
     worker = start_worker()
-    until(lambda: "takes runs from pool" in worker.log.read_text(), "its start")
+    until(lambda: "polls the work pool" in worker.log.read_text(), "its start")
     pool.delete()
-    told = f"will try again: there is no work pool {pool.name!r} at "
+    told = f"failed, and will retry: there is no work pool {pool.name!r} at "
     until(lambda: told in worker.log.read_text(), "its word")
-    assert "`python -m deployments.setup` makes the pools" in worker.log.read_text()
+    assert "create the pools with `python -m deployments.setup`" in worker.log.read_text()
     pool.deploy()
     run = pool.start("one")
     pool.go("one")
@@ -349,5 +349,5 @@ def test_a_pool_that_is_not_there_is_told(prefect_server: str):
     assert told.returncode == 1
     assert told.stderr == (
         f"error: there is no work pool 'nowhere' at {prefect_server}: "
-        "`python -m deployments.setup` makes the pools\n"
+        "create the pools with `python -m deployments.setup`\n"
     )

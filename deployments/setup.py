@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for pool in POOLS:
         parser.add_argument(
-            f"--{pool}-limit", type=int, metavar="N", help=f"runs at once on the pool {pool}"
+            f"--{pool}-limit", type=int, metavar="N", help=f"most runs at once on the pool {pool}"
         )
     parser.add_argument(
         "--notify", metavar="TYPE/NAME", help="notification block to use when a build fails"

@@ -107,7 +107,7 @@ class InputSettings(_Model):
     """Another place that clips may come from: a folder (with a slash), a host, `host:port`, an IP
     address or a network (`10.0.0.0/8`)."""
     clip_timeout_s: Annotated[float, Field(gt=0)] = 300
-    """Give up an attempt to fetch a clip after this many seconds."""
+    """Time out an attempt to fetch a clip after this many seconds."""
 
 
 class AudioSettings(_Model):
@@ -181,9 +181,9 @@ class EngineSettings(_Model):
     command: tuple[str, ...] = ()
     """Command to start instead of vllm serve. It gets the same flags."""
     start_timeout_s: Annotated[float, Field(gt=0)] = 1800
-    """Give up if the engine has not started after this many seconds."""
+    """Fail if the engine has not started after this many seconds."""
     request_timeout_s: Annotated[float, Field(gt=0)] = 600
-    """Give up a request after this many seconds. Its row is asked again later."""
+    """Time out a request after this many seconds. Its row is asked again later."""
     stall_timeout_s: Annotated[float, Field(gt=0)] = 300
     """Restart an engine that has requests but shows no activity for this many seconds."""
     max_restarts: Annotated[int, Field(ge=0)] = 5

@@ -26,7 +26,10 @@ def private_results() -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.geteuid():
-        raise SettingsError(f"PREFECT_LOCAL_STORAGE_PATH: {folder} belongs to another user")
+        raise SettingsError(
+            f"the folder {folder} belongs to another user: set PREFECT_LOCAL_STORAGE_PATH to a "
+            "folder of your own"
+        )
     if status.st_mode & 0o077:
         folder.chmod(0o700)
     return folder

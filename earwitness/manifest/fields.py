@@ -60,7 +60,7 @@ class CollisionCheck:
         if self._answer in record:
             raise SettingsError(
                 f"row {row} of the manifest has a field {self._answer!r} already: "
-                "name the field for answers otherwise with --answer-column"
+                "give the answers another field with --answer-column"
             )
         if self._provenance not in record:
             return False
@@ -68,7 +68,7 @@ class CollisionCheck:
         if not isinstance(theirs, dict) or not theirs.keys() >= _REJECTION_KEYS:
             raise SettingsError(
                 f"row {row} of the manifest has a field {self._provenance!r} already: "
-                "name the field for provenance otherwise with layout.provenance_column"
+                "give the provenance another field with layout.provenance_column"
             )
         # a rejections file is itself a manifest: its records come back as they once went in
         del record[self._provenance]

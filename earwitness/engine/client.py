@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from earwitness.engine.accountant import Accountant, make_meter
@@ -247,8 +248,15 @@ class Engine:
         return self._model or ""
 
     async def version(self) -> str:
-        """The engine's own version; empty when it does not tell."""
-        return await (await self._first_up()).version()
+        """The engine's own version; empty when no engine answers, or it does not say.
+
+        It is for the record only: no engine is started or waited for because of it.
+        """
+        for lane in self._lanes.all:
+            if lane.up and lane.address is not None:
+                with suppress(EngineUnavailableError):
+                    return await lane.address.version()
+        return ""
 
     async def metrics(self) -> dict[str, float]:
         """The engines' counters, summed over labels and engines.

@@ -496,6 +496,14 @@ async def test_the_engine_tells_its_model_and_version(own):
         assert "standin" in await engine.version()
 
 
+async def test_a_given_engine_that_is_gone_has_no_version_and_is_not_waited_for(running, over):
+    stand_in = running()
+    async with over(stand_in) as engine:
+        assert isinstance(await engine.ask(question("What?")), Answer)
+        stand_in.guarded.stop()
+        assert await asyncio.wait_for(engine.version(), 5) == ""
+
+
 async def test_the_stand_in_notes_when_it_began_and_ended_each_answer(own, tmp_path):
     times = tmp_path / "times"
     async with own("--latency-s", "0.1", "--times-file", str(times)) as engine:

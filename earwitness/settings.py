@@ -48,6 +48,12 @@ def _names(given: Any) -> Any:
     return [name.strip() if isinstance(name, str) else name for text in texts for name in text]
 
 
+def _number_fields(schema: dict[str, Any]) -> None:
+    # PostgreSQL orders the keys of what it stores; a form shows fields by these numbers
+    for position, field in enumerate(schema["properties"].values()):
+        field["position"] = position
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
@@ -59,6 +65,7 @@ class _Model(BaseModel):
         field_title_generator=lambda name, _field: name,
         # what a person clicks to open a group
         model_title_generator=lambda _model: "Change",
+        json_schema_extra=_number_fields,
     )
 
 

@@ -7,6 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from earwitness.errors import ShardFailedError
+from earwitness.escaping import counted
 from earwitness.progress import Advanced, tell
 from flows.shard_runs import ShardRuns
 from tasks.artifacts import ShardsTable, cause, run_link
@@ -187,7 +188,7 @@ class Attempt:
         message = _said(run) if run else "it was not started"
         where = f"shard {shard} ({run_link(run.id)})" if run else f"shard {shard}"
         raise ShardFailedError(
-            f"{len(missing)} of {len(self._build.plan.shards)} shards are not done: "
+            f"{len(missing)} of {counted(len(self._build.plan.shards), 'shard')} not done: "
             f"{message.rstrip('.')}. See {where}. Remove the cause, then retry this run: it "
             "repeats only the shards that are not done"
         )

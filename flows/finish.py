@@ -48,8 +48,12 @@ def finish_build(planned: PlannedBuild) -> dict[str, Any]:
     what = "Rows that are answered or rejected"
     log = run_log()
     log.info(
-        "build %s: %s rows in %s shards; %s shards with %s rows are left",
-        *(build.id, f"{planned.rows:,}", len(build.plan.shards), len(planned.shards), f"{left:,}"),
+        "build %s: %s in %s; left to do: %s with %s",
+        build.id,
+        counted(planned.rows, "row"),
+        counted(len(build.plan.shards), "shard"),
+        counted(len(planned.shards), "shard"),
+        counted(left, "row"),
     )
     with _held(build), progress_artifact(key, planned.rows, done, what), _failure_summed_up(build):
         if deployment is not None:

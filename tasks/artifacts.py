@@ -25,7 +25,7 @@ from earwitness.addresses import without_secrets
 from earwitness.build.account_told import account_lines
 from earwitness.build.status import build_status
 from earwitness.errors import EarwitnessError
-from earwitness.escaping import markdown, markdown_code, markdown_lines, printable
+from earwitness.escaping import counted, markdown, markdown_code, markdown_lines, printable
 from earwitness.progress import Advanced, listen
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 _EVERY_S = 5.0
 _TABLE_EVERY_S = 15.0
-_SAYS_CHARS = 48
+_MESSAGE_CHARS = 48
 """Cells do not wrap: a longer message is broken into lines."""
 _TABLE_ROWS = 500
 """More shards than this are not listed one by one: failed and running ones first."""
@@ -193,7 +193,7 @@ class ShardsTable:
             "shard": f"[shard-{shard:05d}]({run_link(run.id)})",
             # the UI takes cells for Markdown, and messages quote manifests, clips and engines
             "state": markdown(state.name) if state else "",
-            "says": markdown_lines(cause(state.message or ""), _SAYS_CHARS) if state else "",
+            "message": markdown_lines(cause(state.message or ""), _MESSAGE_CHARS) if state else "",
         }
         known = self._lines.setdefault(shard, {})
         if known | line != known:
@@ -226,12 +226,12 @@ class ShardsTable:
         if not self._changed or not (due or now):
             return
         # the page cuts what does not fit, so that the message comes first
-        names = ("shard", "state", "says", "rows", "answered", "reused", "rejected", "worker")
+        names = ("shard", "state", "message", "rows", "answered", "reused", "rejected", "worker")
         # what went wrong first, then what goes on, then what is done
         order = sorted(self._lines, key=lambda one: ("rows" in self._lines[one], one))
         rows = [{name: self._lines[one].get(name, "") for name in names} for one in order]
         total = len(self._build.plan.shards)
-        told = f"{len(rows)} of {total} shards were started by this run"
+        told = f"Shards that this run started: {len(rows)} of {total}"
         # one artifact, brought up to date: a reader never opens a stale one
         if self._artifact is None:
             key = artifact_key("shards", self._build)
@@ -264,16 +264,16 @@ def post_summary(build: Build, counts: Counts, account: Json | None = None) -> N
         "",
         f"Published under {markdown_code(build.uri)}.",
         "",
-        "| | |",
+        "| what | value |",
         "| --- | ---: |",
         *_figures(counts),
         *cost,
         *_reasons(counts),
         "",
         f"- data: {markdown_code(build.store.uri('data'))}",
-        f"- rejections: {markdown_code(build.store.uri('rejected'))}",
-        f"- card: {markdown_code(build.store.uri('README.md'))}",
-        f"- facts: {markdown_code(build.store.uri('build.json'))}",
+        f"- rejected rows: {markdown_code(build.store.uri('rejected'))}",
+        f"- dataset card: {markdown_code(build.store.uri('README.md'))}",
+        f"- settings, counts and digests: {markdown_code(build.store.uri('build.json'))}",
     ]
     post(
         "markdown",
@@ -300,7 +300,7 @@ def post_failed_summary(build: Build, error: EarwitnessError) -> None:
         "",
         f"**Not published:** {markdown(str(error))}",
         "",
-        "| | |",
+        "| what | value |",
         "| --- | ---: |",
         f"| shards that are done | {status.done:,} of {status.shards:,} |",
         f"| rows of the manifest | {status.rows:,} |",
@@ -330,5 +330,5 @@ def _reasons(counts: Counts) -> list[str]:
         return []
     ordered = sorted(counts.reasons.items(), key=lambda one: (-one[1], one[0]))
     rows = [f"| {markdown(reason)} | {n:,} |" for reason, n in ordered]
-    title = f"## {counts.rejected:,} rows are rejected"
+    title = f"## Rejected: {counted(counts.rejected, 'row')}"
     return ["", title, "", "| reason | rows |", "| --- | ---: |", *rows]

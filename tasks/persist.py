@@ -29,6 +29,6 @@ def persist(build: str, shard: int, segments: Sequence[str] = ()) -> Receipt:
 def shard_message(receipt: Receipt) -> str:
     """What happened in a shard: `20,000 rows: 19,910 reused, 7 rejected`."""
     counts = receipt.counts
-    told_by = f" (by {receipt.worker})" if receipt.worker else ""
+    told_by = f" (by worker {receipt.worker})" if receipt.worker else ""
     rows = f"{counts.rows:,} rows: {counts.reused:,} reused"
     return f"{rows}, {counts.generated:,} generated, {counts.rejected:,} rejected{told_by}"

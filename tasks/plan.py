@@ -19,11 +19,12 @@ from earwitness.build.retry import build_to_retry, source_to_retry
 from earwitness.build.stored import continued_engine
 from earwitness.credentials import check_engine
 from earwitness.errors import SettingsError
+from earwitness.escaping import counted
 from earwitness.progress import Advanced, Planned, tell
 from earwitness.records import Reason  # noqa: TC001 - Prefect reads it
 from earwitness.settings import BuildSettings, EngineSettings  # noqa: TC001 - Prefect reads them
 from tasks.retrying import retrying
-from tasks.telling import plainly
+from tasks.telling import plainly, told
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,9 @@ def plan(settings: BuildSettings) -> PlannedBuild:
             "to start a new build with these settings"
         )
     gates = {"max_rejected": settings.max_rejected, **_price(settings.engine)}
-    return _begin(build, name, settings, gates, resumed=resumed)
+    planned = _begin(build, name, settings, gates, resumed=resumed)
+    rows, shards = counted(planned.rows, "row"), counted(len(frozen.shards), "shard")
+    return told(planned, f"{rows} in {shards}")
 
 
 @task(name="plan", task_run_name="continue the build", **retrying)

@@ -30,6 +30,7 @@ from prefect.states import Scheduled
 from prefect.utilities.callables import parameter_schema
 from workbench import Published, record, tone, write_clip, write_manifest
 
+from earwitness import settings
 from earwitness.build.choose import build_ids
 from earwitness.settings import EngineSettings
 from flows.build_dataset import build_dataset
@@ -225,6 +226,24 @@ def test_a_retry_with_a_relative_output_is_refused(run: Callable[..., Deployed])
     assert (ended.state.message or "").startswith("output: 'out' is a relative path")
 
 
+def test_a_plan_that_fails_says_so_in_the_state_and_leaves_no_trace(
+    run: Callable[..., Deployed], given: dict[str, Any], tmp_path: Path
+):
+    missing = tmp_path / "nothere.jsonl"
+    ended = run("build-dataset", **{**given, "manifest": str(missing)})
+    assert ended.state.is_failed()
+    assert ended.state.message == f"there is no manifest at {missing}"
+    assert not any(line.exc_info for line in ended.log)
+
+
+def test_a_retry_where_nothing_is_unfinished_says_so_in_the_state(
+    run: Callable[..., Deployed], tmp_path: Path
+):
+    ended = run("retry-failed-shards", output=str(tmp_path))
+    assert ended.state.is_failed()
+    assert (ended.state.message or "").startswith("there is no unfinished build at")
+
+
 def test_on_the_command_line_a_relative_output_starts_from_the_working_folder(
     build: Callable[..., dict[str, Any]],
     manifest: Path,
@@ -324,6 +343,16 @@ def test_the_form_asks_what_people_decide_first_and_nothing_of_the_engine():
     assert len(ordered) <= 12
     assert "engine" not in ordered
     assert schema.required == ["manifest", "output", "model"]
+
+
+def test_the_fields_of_a_group_stand_in_the_order_of_the_settings():
+    groups = parameter_schema(build_dataset).definitions
+    assert {"SamplingSettings", "AudioSettings", "InputSettings", "LayoutSettings"} <= set(groups)
+    for name, model in vars(settings).items():
+        if name in groups and name.endswith("Settings"):
+            fields = groups[name]["properties"]
+            ordered = sorted(fields, key=lambda field, of=fields: of[field]["position"])
+            assert ordered == list(model.model_fields)
 
 
 def test_the_retry_form_has_nothing_of_the_engine():

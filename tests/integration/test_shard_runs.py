@@ -165,7 +165,7 @@ def until(true: Callable[[], bool]) -> None:
 
 @contextmanager
 def fails(shards: int) -> Iterator[pytest.ExceptionInfo[ShardFailedError]]:
-    with pytest.raises(ShardFailedError, match=f"{shards} of 4 shards are not done") as caught:
+    with pytest.raises(ShardFailedError, match=f"{shards} of 4 shards not done") as caught:
         yield caught
 
 
@@ -377,7 +377,7 @@ def test_runs_that_no_worker_takes_are_explained_and_waited_for(
     until(lambda: "no worker of the work pool" in caplog.text)
     assert f"start one with `earwitness worker --pool {own_pool}`" in caplog.text
     assert thread.is_alive()
-    assert {line["says"] for line in attempt._table._lines.values() if line["says"]}
+    assert {line["message"] for line in attempt._table._lines.values() if line["message"]}
     with Played(build, str(runs._deployment.id), always(Completed)):
         thread.join(ENDS_S)
     assert not thread.is_alive()

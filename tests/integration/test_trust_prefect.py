@@ -63,7 +63,7 @@ def test_a_shards_message_is_no_markup_in_the_table(tmp_path: Path):
         table.show(now=True)
 
     (row,) = posted(tell, artifact_key("shards", build))
-    for column in ("state", "worker", "says"):
+    for column in ("state", "worker", "message"):
         shown = rendered(row[column])
         assert [tag for tag in SEALED if tag in shown] == []
         assert "alert(1)" in html.unescape(shown)

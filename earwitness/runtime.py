@@ -51,7 +51,7 @@ class ShardMemory:
         questions: Questions asked, by cache key, until the segment of a batch holds the outcome.
         answered: Where the outcomes of finished batches are: cache key → path of a segment.
         strikes: See `Rejection.strikes`: those of an earlier attempt at the shard, by cache key.
-        failed_clips: Clips that did not come for reasons that will pass, by URI.
+        failed_clips: Why clips could not be fetched for transient reasons, by URI.
         missing_clips: Clips that were not there when they were fetched, by URI.
         clips: Distinct clips of the shard.
         most_missing: How many of them may be missing; None: any number.
@@ -62,7 +62,7 @@ class ShardMemory:
         self.questions: dict[str, Asked] = {}
         self.answered: dict[bytes, str] = {}
         self.strikes: dict[str, int] = {}
-        self.failed_clips: set[str] = set()
+        self.failed_clips: dict[str, str] = {}
         self.missing_clips: set[str] = set()
         self.clips = 0
         self.most_missing: int | None = None

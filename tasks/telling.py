@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import inspect
 import logging
-from functools import wraps
+import re
+from functools import cache, wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
+from prefect.runtime import deployment
 from prefect.states import Completed, Failed
+from pydantic import BaseModel
 
 from earwitness.errors import EarwitnessError
+from earwitness.settings import BuildSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +30,33 @@ def _unexpected(record: logging.LogRecord) -> bool:
 
 # where the engine logs whatever a flow run's process ends with
 logging.getLogger("prefect.flow_runs").addFilter(_unexpected)
+
+_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]+)")
+
+
+@cache
+def _form_fields() -> dict[str, str]:
+    """The name that a setting has in a form, by its option's name on the command line."""
+    found = {"engine": "engine.url", "format": "layout.formats", "reason": "reason"}
+    for name, field in BuildSettings.model_fields.items():
+        group = field.annotation
+        if isinstance(group, type) and issubclass(group, BaseModel):
+            inner = {one.replace("_", "-"): f"{name}.{one}" for one in group.model_fields}
+            found = {**inner, **found}
+        else:
+            found[name.replace("_", "-")] = name
+    return found
+
+
+def in_form_words(text: str) -> str:
+    """A message that names settings as a form does, and not as options of the command line.
+
+    Args:
+        text: A message of an error.
+    """
+    fields = _form_fields()
+    return _OPTION.sub(lambda found: fields.get(found[1], found[0]), text)
+
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -72,7 +103,8 @@ def plainly(work: Callable[P, T]) -> Callable[P, T]:
         try:
             return work(*args, **kwargs)
         except EarwitnessError as error:
-            return cast("T", Failed(message=str(error), data=error))
+            message = in_form_words(str(error)) if deployment.id else str(error)
+            return cast("T", Failed(message=message, data=error))
 
     # Prefect reads the types of parameters where the function is: that would be here
     run.__signature__ = inspect.signature(work, eval_str=True)  # type: ignore[attr-defined]

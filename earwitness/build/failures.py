@@ -10,7 +10,7 @@ from earwitness.audio.source import shown
 from earwitness.errors import ShardFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
 FAILED_SHARE = 0.01
 FAILED_AT_LEAST = 10
@@ -28,20 +28,22 @@ def too_many_failed(failed: int, clips: int) -> bool:
     return failed > max(FAILED_AT_LEAST - 1, clips * FAILED_SHARE)
 
 
-def check_storage(failed: Collection[str], clips: int) -> None:
+def check_storage(failed: Mapping[str, str], clips: int) -> None:
     """Fail a shard whose storage is down instead of rejecting its records.
 
     Args:
-        failed: The clips that could not be fetched for transient reasons.
+        failed: Why clips could not be fetched for transient reasons, by URI.
         clips: Distinct clips of the shard whose bytes have to be fetched.
 
     Raises:
         ShardFailedError: Too many clips failed to come.
     """
     if too_many_failed(len(failed), clips):
+        uri, why = next(iter(failed.items()))
         raise ShardFailedError(
-            f"{len(failed)} of {clips} clips could not be fetched, because the storage failed or "
-            "timed out; none of them is rejected: run the build again when the storage works"
+            f"at least {len(failed):,} of {clips:,} clips could not be fetched, for example "
+            f"{shown(uri)}: {why}; none of them is rejected: when their storage works, run the "
+            "build again or retry it"
         )
 
 
@@ -79,8 +81,8 @@ def check_missing(missing: Collection[str], clips: int, most: int) -> None:
     common = os.path.commonprefix(names)  # noqa: RUF071 - URIs, cut at their last slash
     folder = common.rpartition("/")[0] or names[0].rpartition("/")[0]
     raise ShardFailedError(
-        f"{len(missing):,} of {clips:,} clips are missing under {folder} ({names[0]}); none of "
-        "them is rejected: check that the folder exists and is mounted, and that --audio-root is "
-        "right, and run the build again; if the clips are permanently gone, allow more rejected "
-        "rows with --max-rejected"
+        f"{len(missing):,} of {clips:,} clips are missing under {folder}, for example {names[0]}; "
+        "none of them is rejected: check that the folder exists and is mounted, and that "
+        "--audio-root is right, then run the build again or retry it; if the clips are permanently "
+        "gone, allow more rejected rows with --max-rejected"
     )

@@ -59,15 +59,16 @@ async def fetch_batch(
     wanted = dict.fromkeys(uri for row in batch.open_rows() for uri in row.clips)
 
     async def bring(clip: ClipState) -> ClipSighting | None:
+        why = ""
         try:
             fetched = await _fetch_once(runtime, memory, clip.uri, folder, limit)
         except StorageUnavailableError as error:
-            clip.rejection = unavailable(error)
+            clip.rejection, why = unavailable(error), str(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this clip alone
             clip.rejection = rejection_of(error, Stage.FETCH, shown(clip.uri))
         if clip.rejection is not None:
             if clip.rejection.transient:
-                memory.failed_clips.add(clip.uri)
+                memory.failed_clips[clip.uri] = why or clip.rejection.detail
                 if clips_in_shard is not None:
                     check_storage(memory.failed_clips, clips_in_shard)
             elif clip.rejection.reason is Reason.CLIP_MISSING:

@@ -1,4 +1,4 @@
-"""The log of a flow run keeps the trace of what nobody expected, and no other."""
+"""What the states and logs of runs say."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.logging.loggers import flow_run_logger
 
+from earwitness.build.failures import check_storage
 from earwitness.errors import ShardFailedError
-from tasks.telling import plainly
+from tasks.telling import in_form_words, plainly
 
 
 @pytest.mark.parametrize(("error", "kept"), [(ShardFailedError("gone"), 0), (KeyError("x"), 1)])
@@ -42,3 +43,15 @@ def test_an_unexpected_error_is_raised():
 
     with pytest.raises(KeyError):
         work()
+
+
+def test_in_a_form_a_message_names_settings_as_the_form_does():
+    said = "allow more with --max-rejected, correct --audio-root, add --engine, or use --new"
+    told = "allow more with max_rejected, correct input.audio_root, add engine.url, or use --new"
+    assert in_form_words(said) == told
+
+
+def test_a_shard_whose_storage_is_down_says_which_clip_and_why():
+    failed = {f"http://host/{number}.wav": "HTTP 503" for number in range(10)}
+    with pytest.raises(ShardFailedError, match=r"10 of 13 clips .* http://host/0.wav: HTTP 503"):
+        check_storage(failed, 13)

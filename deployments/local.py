@@ -110,7 +110,8 @@ def _start(environment: dict[str, str], address: str, port: int) -> None:
     _say("creating work pools, queues and automations")
     _do("setup", ["deployments.setup"], environment)
     worker = [sys.executable, "-m", "cli.main", "worker", "--grace-s", f"{_DRAIN_S:g}"]
-    _spawn("worker-default", [*worker, "--pool", "default"], environment)
+    # a build that waits for its shards only watches them: many fit beside each other
+    _spawn("worker-default", [*worker, "--pool", "default", "--limit", "10"], environment)
     _spawn("worker-gpu", [*worker, *_GPU_WORKER], environment)
     _say("deploying")
     _do("deploy", ["prefect", "deploy", "--all"], environment)

@@ -232,6 +232,8 @@ class ShardsTable:
         rows = [{name: self._lines[one].get(name, "") for name in names} for one in order]
         total = len(self._build.plan.shards)
         told = f"Shards that this run started: {len(rows)} of {total}"
+        if len(rows) < total:
+            told += "; the others were done before, or wait"
         # one artifact, brought up to date: a reader never opens a stale one
         if self._artifact is None:
             key = artifact_key("shards", self._build)
@@ -308,6 +310,8 @@ def post_failed_summary(build: Build, error: EarwitnessError) -> None:
         *_reasons(status.counts),
         "",
         f"The build is kept under {markdown_code(build.uri)}.",
+        "",
+        "If the last missing shard is retried by itself, its run publishes the build.",
     ]
     text = "\n".join(lines)
     post("markdown", artifact_key("summary", build), text, "Why the build is not published")

@@ -167,7 +167,7 @@ def test_a_block_that_is_not_there_is_one_clear_line(client: SyncPrefectClient):
     assert client
     done = run("deployments.setup", "--notify", "slack-webhook/none")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: no block slack-webhook/none")
+    assert done.stderr.startswith("error: there is no block slack-webhook/none")
 
 
 def test_nothing_of_the_deploying_machine_goes_along(client: SyncPrefectClient):

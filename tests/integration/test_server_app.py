@@ -162,7 +162,9 @@ def test_make_up_keeps_its_runs_in_postgresql_where_it_is_installed(house: Path)
 def test_make_up_without_postgresql_says_so_and_uses_sqlite(house: Path):
     lines, told = start_database(house, None)
     assert lines == ["sqlite", "[]"]
-    assert told == "+ PostgreSQL is not installed (Debian: apt-get install postgresql)\n"
+    assert (
+        told == "+ using SQLite: PostgreSQL is not installed (Debian: apt-get install postgresql)\n"
+    )
 
 
 def test_a_postgresql_that_cannot_be_used_is_told_and_sqlite_is_used(house: Path, tmp_path: Path):
@@ -178,7 +180,8 @@ def test_a_postgresql_that_cannot_be_used_is_told_and_sqlite_is_used(house: Path
         folder.chmod(0o755)
     lines, told = start_database(house, programs, "clean")
     assert lines == ["sqlite", "[]", "False"]
-    assert told == "+ PostgreSQL cannot be used: PostgreSQL's initdb failed: no room on the disk\n"
+    why = "PostgreSQL's initdb failed: no room on the disk"
+    assert told == f"+ using SQLite: PostgreSQL cannot be used ({why})\n"
 
 
 def test_the_newest_postgresql_is_taken(tmp_path: Path):

@@ -54,9 +54,9 @@ def pause_samples(codec: str, frame: bytes) -> int:
     return kind.samples
 
 
-def frames(data: Data, kind: Kind) -> Iterator[Frame]:
-    """The frames of a file, the last one only if it is whole."""
-    at = len(kind.magic)
+def frames(data: Data, kind: Kind, start: int = 0) -> Iterator[Frame]:
+    """The frames of a file that begins at a place, the last one only if it is whole."""
+    at = start + len(kind.magic)
     while at < len(data):
         number = data[at] >> 3 & 0x0F
         length = kind.sizes[number]

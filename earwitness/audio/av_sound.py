@@ -86,11 +86,14 @@ class ClipFile(io.FileIO):
             return -errno.EINVAL
 
 
-def open_av(path: Path, *, link: Link | None = None, frames: int | None = None) -> AvSound | None:
+def open_av(
+    path: Path, *, start: int = 0, link: Link | None = None, frames: int | None = None
+) -> AvSound | None:
     """Open a clip, or one link of an Ogg chain.
 
     Args:
         path: The clip.
+        start: Where its container begins.
         link: Which part of the file is read, as a file of its own.
         frames: The length another decoder found in the header.
 
@@ -103,7 +106,7 @@ def open_av(path: Path, *, link: Link | None = None, frames: int | None = None) 
     """
     import av
 
-    file = ClipFile(path, link.start, link.end) if link else ClipFile(path)
+    file = ClipFile(path, link.start, link.end) if link else ClipFile(path, start)
     try:
         # from an open file, and only these formats: a playlist must not make FFmpeg open the
         # addresses it names

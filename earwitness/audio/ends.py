@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import mmap
 import re
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
-from earwitness.audio import amr, frames, ogg
+from earwitness.audio import amr, frames, ogg, tags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,7 +71,13 @@ def missing_bytes(path: Path) -> int:
         if not file.read(1):
             return 0
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _missing(data)
+            return _missing(seen(data, tags.container_start(data)))
+
+
+def seen(data: Data, start: int) -> Data:
+    """What is looked at of a file whose container begins behind its first tags."""
+    # it has all that is used of a map here
+    return cast("Data", tags.Behind(data, start)) if start else data
 
 
 def _missing(data: Data) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING
+
+from earwitness.audio.mpeg import tag_length
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -15,6 +18,8 @@ _BEGIN = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22", re.DOTALL)
 _STREAMINFO_END = 42
 _TAIL_BYTES = 2**17
 """Twice as long as the largest frame that encoders write: the last one begins in it."""
+_LONGEST_TAG_BYTES = 2**24
+"""Of a tag between two joined files: pictures are smaller."""
 _HEADER_MAX = 16
 _BLOCK_SIZES = {1: 192, **{code: 576 << code - 2 for code in range(2, 6)}}
 _BLOCK_SIZES |= {code: 256 << code - 8 for code in range(8, 16)}
@@ -22,33 +27,48 @@ _CRC8_POLYNOMIAL = 0x07
 _CRC16_POLYNOMIAL = 0x8005
 
 
-def announces_all(data: Data) -> bool:
+def announces_all(data: Data, start: int = 0) -> bool:
     """Whether a FLAC file holds one stream whose header counts its samples, or more.
 
     Joined files hold several; the count may be 0 or wrong, where it was written before the sound
     was known. More than there are: the file is cut, unless its last frame is whole.
+
+    Args:
+        data: The whole file.
+        start: Where the stream begins.
     """
-    if len(data) < _STREAMINFO_END or len(_BEGIN.findall(data)) > 1:
+    if len(data) < start + _STREAMINFO_END or len(_BEGIN.findall(data, start)) > 1:
         return False
-    announced = int.from_bytes(data[21:26], "big") & 0xF_FFFF_FFFF
-    last, begin = last_frame(data)
+    announced = int.from_bytes(data[start + 21 : start + 26], "big") & 0xF_FFFF_FFFF
+    last, begin = last_frame(data, start)
     return announced == last or (announced > last and not (last and _crc16_holds(data[begin:])))
 
 
-def streams(data: Data) -> list[tuple[int, int]]:
-    """Where each of the streams in a file begins and ends."""
-    begins = [found.start() for found in _BEGIN.finditer(data)]
-    return list(zip(begins, [*begins[1:], len(data)], strict=True))
+def streams(data: Data, start: int = 0) -> list[tuple[int, int]]:
+    """Where each of the streams in a file begins and ends; the next one's tag is left out."""
+    begins = [found.start() for found in _BEGIN.finditer(data, start)]
+    ends = [*map(partial(_before_tag, data), begins[1:]), len(data)]
+    return list(zip(begins, ends, strict=True))
 
 
-def last_frame(data: Data) -> tuple[int, int]:
+def _before_tag(data: Data, at: int) -> int:
+    """Where the ID3v2 tags begin that end at a place; the place itself where there is none."""
+    tag = data.rfind(b"ID3", max(0, at - _LONGEST_TAG_BYTES), at)
+    while tag >= 0:
+        if tag + tag_length(data, tag) == at:
+            return _before_tag(data, tag)
+        tag = data.rfind(b"ID3", max(0, at - _LONGEST_TAG_BYTES), tag)
+    return at
+
+
+def last_frame(data: Data, begin: int = 0) -> tuple[int, int]:
     """How many samples the stream has by the number in its last frame, and where that begins.
 
     Both 0: no frame was found.
     """
-    start = max(_STREAMINFO_END, len(data) - _TAIL_BYTES)
+    start = max(begin + _STREAMINFO_END, len(data) - _TAIL_BYTES)
     tail = data[start:] + bytes(_HEADER_MAX)
-    fixed_size = int.from_bytes(data[8:10], "big")
+    fixed_size = int.from_bytes(data[begin + 8 : begin + 10], "big")
     ends: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
     for found in _SYNC.finditer(tail):
         header = tail[found.start() : found.start() + _HEADER_MAX]

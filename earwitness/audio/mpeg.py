@@ -152,7 +152,7 @@ def begins(data: Data) -> bool:
     """
     at = skipped = 0
     while data[at : at + 3] == b"ID3":
-        skipped = _tag_length(data, at)
+        skipped = tag_length(data, at)
         if not skipped:
             return False
         at += skipped
@@ -234,7 +234,7 @@ def _pieces(data: Data, end: int) -> Iterator[tuple[int, int, Form | None]]:
             yield at, form.length, form
             at, before = at + form.length, form.stream
             continue
-        skipped = _tag_length(data, at)
+        skipped = tag_length(data, at)
         if skipped:
             # a size that leads to nothing is wrong: the tag's first bytes are passed over
             at += skipped if _leads_on(data, at + skipped) else _ID3_HEADER_BYTES
@@ -264,7 +264,7 @@ def _next_frame(data: Data, at: int) -> int:
         form = _form(data, found.start())
         if form is not None and _goes_on(data, found.start(), form):
             return found.start()
-        if data[found.start() - 1 : found.start()] == b"\0" and _tag_length(data, found.start()):
+        if data[found.start() - 1 : found.start()] == b"\0" and tag_length(data, found.start()):
             return found.start()
     return len(data)
 
@@ -277,7 +277,7 @@ def _goes_on(data: Data, at: int, form: Form) -> bool:
     following = _form(data, after)
     if following is not None:
         return following.stream == form.stream
-    return bool(_tag_length(data, after))
+    return bool(tag_length(data, after))
 
 
 def _leads_on(data: Data, at: int) -> bool:
@@ -287,7 +287,7 @@ def _leads_on(data: Data, at: int) -> bool:
     form = _form(data, at)
     if form is not None:
         return _goes_on(data, at, form)
-    return not data[at] or bool(_tag_length(data, at))
+    return not data[at] or bool(tag_length(data, at))
 
 
 def _form(data: Data, at: int) -> Form | None:
@@ -341,7 +341,7 @@ def _tag(data: Data, offset: int, form: Form) -> Tag | None:
     return Tag(frames, size)
 
 
-def _tag_length(data: Data, at: int) -> int:
+def tag_length(data: Data, at: int) -> int:
     """Size of a tag with names and pictures (ID3v2, ID3v1, APE, Lyrics3); 0: there is none."""
     head = data[at : at + 32]
     if head[:3] == b"ID3" and len(head) >= _ID3_HEADER_BYTES:

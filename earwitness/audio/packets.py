@@ -132,8 +132,9 @@ class AmrSound:
     container = "amr"
     channels = 1
 
-    def __init__(self, path: Path, kind: amr.Kind, frames: int) -> None:
+    def __init__(self, path: Path, kind: amr.Kind, frames: int, start: int = 0) -> None:
         self._path = path
+        self._start = start
         self._kind = kind
         self.codec = kind.codec
         self.sample_rate_hz = kind.rate_hz
@@ -150,7 +151,7 @@ class AmrSound:
     def _parts(self) -> Iterator[tuple[int, Samples]]:
         decoder = _FrameDecoder(self.codec)
         with self._path.open("rb") as file, _mapped(file) as data:
-            for frame in amr.frames(data, self._kind):
+            for frame in amr.frames(data, self._kind, self._start):
                 if frame.speech:
                     body = data[frame.offset : frame.offset + frame.length]
                     block = decoder.decode(body, self._kind.samples, 1)

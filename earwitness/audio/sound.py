@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import soundfile
 
-from earwitness.audio import amr, ends, flac, headers, mpeg, ogg
+from earwitness.audio import amr, ends, flac, headers, mpeg, ogg, tags
 from earwitness.audio.av_sound import ClipFile, open_av, packets_s
 from earwitness.audio.blocks import (
     TOLERANCE_S,
@@ -110,39 +110,43 @@ def _open(path: Path) -> Sound | None:
         if not head:
             return None
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _open_by_bytes(path, head, data) or _open_by_decoder(path, data)
+            start = tags.container_start(data)
+            sound = _open_by_bytes(path, data, start)
+            return sound or _open_by_decoder(path, data, start)
 
 
-def _open_by_bytes(path: Path, head: bytes, data: mmap.mmap) -> Sound | None:
+def _open_by_bytes(path: Path, data: mmap.mmap, start: int) -> Sound | None:
     """Open what we find the pieces of ourselves."""
+    head = data[start : start + _HEAD_BYTES]
     kind = amr.kind_of(head)
     if kind is not None:
-        return AmrSound(path, kind, sum(1 for _ in amr.frames(data, kind)))
+        count = sum(1 for _ in amr.frames(data, kind, start))
+        return AmrSound(path, kind, count, start)
     if head.startswith(b"OggS"):
         return _open_chain([partial(_open_link, path, one) for one in ogg.links(data)])
-    if head.startswith(b"fLaC") and not flac.announces_all(data):
-        parts = [ogg.Link(start, end) for start, end in flac.streams(data)]
+    if head.startswith(b"fLaC") and not flac.announces_all(data, start):
+        parts = [ogg.Link(*place) for place in flac.streams(data, start)]
         return _open_chain([partial(open_av, path, link=one) for one in parts])
-    if mpeg.begins(data):
+    if not start and mpeg.begins(data):
         return _open_mpeg(path, data)
     return None
 
 
-def _open_by_decoder(path: Path, data: mmap.mmap) -> Sound | None:
-    sound = _open_soundfile(path)
+def _open_by_decoder(path: Path, data: mmap.mmap, start: int) -> Sound | None:
+    sound = _open_soundfile(path, part=(start, len(data)))
     if sound is not None and sound.container == "mp3":
         # it knows MP3 with junk before it, but guesses the length
         sound.close()
         return _open_mpeg(path, data) or open_av(path)
     if sound is None or (not sound.frames and sound.container in _SIZED):
         # a length of 0 in the header: written to a pipe, unless nothing was
-        other = open_av(path)
+        other = open_av(path, start=start)
         if sound is None or (other is not None and other.holds_packets()):
             return other
-    if sound.container == "wav" and ends.ends_in_a_block(data):
+    if sound.container == "wav" and ends.ends_in_a_block(ends.seen(data, start)):
         # libsndfile drops what FFmpeg reads
         sound.close()
-        return open_av(path)
+        return open_av(path, start=start)
     return sound
 
 
@@ -204,20 +208,23 @@ def _open_soundfile(
     if guessed or file.frames >= _ABSURD_FRAMES:
         file.close()
         return None
-    return _SoundFile(path, file, otherwise)
+    start = part[0] if part else 0
+    return _SoundFile(
+        file, otherwise or partial(open_av, path, start=start, frames=max(0, int(file.frames)))
+    )
 
 
 class _SoundFile:
     """A clip that libsndfile reads."""
 
-    def __init__(self, path: Path, file: Any, otherwise: Callable[[], Sound | None] | None) -> None:
+    def __init__(self, file: Any, otherwise: Callable[[], Sound | None]) -> None:
         self._file = file
         self.container = str(file.format).lower()
         self.codec = str(file.subtype).lower()
         self.sample_rate_hz = int(file.samplerate)
         self.channels = int(file.channels)
         self.frames: int | None = max(0, int(file.frames))
-        self._otherwise = otherwise or partial(open_av, path, frames=self.frames)
+        self._otherwise = otherwise
 
     def blocks(self) -> Iterator[Samples]:
         size = BLOCK_VALUES // self.channels
@@ -232,7 +239,7 @@ class _SoundFile:
             yield cast("Samples", block)
 
     def otherwise(self) -> Sound | None:
-        """PyAV, held to the length that libsndfile found."""
+        """PyAV, held to the length that libsndfile found unless a scan knows it."""
         return self._otherwise()
 
     def close(self) -> None:

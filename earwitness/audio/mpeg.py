@@ -199,7 +199,7 @@ def events(data: Data) -> Iterator[Event]:
     """
     stream: tuple[int, int, int] | None = None
     frames = sound_bytes = gap = 0
-    end = _sound_end(data)
+    end = sound_end(data)
     for offset, length, form in _pieces(data, end):
         if form is None:
             gap += length
@@ -244,7 +244,7 @@ def _pieces(data: Data, end: int) -> Iterator[tuple[int, int, Form | None]]:
         at, before = after, None
 
 
-def _sound_end(data: Data) -> int:
+def sound_end(data: Data) -> int:
     """Where the tags begin that stand at the end of a file (ID3v1, APE, Lyrics3)."""
     end = len(data)
     if end >= _ID3V1_BYTES and data[end - _ID3V1_BYTES : end - _ID3V1_BYTES + 3] == b"TAG":

@@ -10,6 +10,8 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from earwitness.audio.mpeg import sound_end, tag_length
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from mmap import mmap
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 _PAGE = struct.Struct("<4sBBqIIIB")
 _FIRST = 2
+_LAST = 4
 _OPUS = b"OpusHead"
 _AUDIO_HEADS = (b"\x01vorbis", _OPUS, b"\x7fFLAC", b"fLaC", b"Speex   ")
 _LONGEST_PACKET = 65_536
@@ -53,6 +56,9 @@ class Link:
         audio: Number of its first audio stream; None: it has none that is known.
         packets: How many packets end in that stream's pages.
         regular: Whether positions only grow, so that the last one is the end.
+        ended: Whether its audio stream's last page says that it is the last.
+        torn: Whether bytes that are no page follow a last page that does not say so: they are left
+            of a page that was.
     """
 
     start: int
@@ -63,6 +69,8 @@ class Link:
     packets: int = 0
     regular: bool = True
     begun: bool = False
+    ended: bool = False
+    torn: bool = False
 
     @property
     def likely(self) -> bool:
@@ -81,6 +89,7 @@ class Link:
             if head.startswith(_OPUS):
                 self.skip = int.from_bytes(head[10:12], "little")
         if page.stream == self.audio:
+            self.ended = bool(page.flags & _LAST)
             if page.position >= 0 and page.packets:
                 self.regular = self.regular and page.position >= self.position
                 self.position = page.position
@@ -94,11 +103,23 @@ def links(data: Data) -> list[Link]:
         if not found or (page.flags & _FIRST and found[-1].begun):
             found.append(Link(page.offset, page.end))
         found[-1].add(page, data)
+    for one, end in zip(found, [*(link.start for link in found[1:]), len(data)], strict=True):
+        one.torn = not one.ended and _foreign(data, one.end, end)
     return found
 
 
+def _foreign(data: Data, start: int, end: int) -> bool:
+    """Whether something other than tags and zeros stands between two places."""
+    while length := tag_length(data, start) if start < end else 0:
+        start += length
+    return bool(data[start : min(end, sound_end(data))].strip(b"\0"))
+
+
 def pages(data: Data) -> Iterator[Page]:
-    """The pages of an Ogg file; what lies between two pages is passed over."""
+    """The pages of an Ogg file; what lies between two pages is passed over.
+
+    Where bytes of a page are lost, the next page begins before the end that it announces.
+    """
     at = 0
     while True:
         at = data.find(b"OggS", at)
@@ -112,8 +133,17 @@ def pages(data: Data) -> Iterator[Page]:
         if version:
             at += 4
             continue
+        if end < len(data) and data[end : end + 4] != b"OggS":
+            within = _head_within(data, body, end)
+            end = within if within >= 0 else end
         yield Page(at, end, flags, position, stream, body, sum(size < 255 for size in table))  # noqa: PLR2004 - 255: it goes on
         at = end if end <= len(data) else at + 4
+
+
+def _head_within(data: Data, start: int, end: int) -> int:
+    """Where a page's head begins between two places; -1: nowhere."""
+    # a head of no known version is none; it may reach beyond the end
+    return data.find(b"OggS\0", start, end + 4)
 
 
 def missing_bytes(data: Data) -> int:

@@ -248,6 +248,9 @@ class _SoundFile:
 
 def _open_link(path: Path, link: ogg.Link) -> Sound | None:
     """Open one link of an Ogg file."""
+    if link.torn:
+        detail = "the stream's last page is damaged: only a part of the sound is left"
+        raise BadRecordError(Rejection(Stage.VALIDATE, Reason.TRUNCATED, detail))
     by_ffmpeg = partial(open_av, path, link=link)
     sound = None
     if link.likely:

@@ -210,6 +210,29 @@ def test_an_ogg_that_lost_a_page_is_truncated(tmp_path, subtype):
     assert found.reason is Reason.TRUNCATED
 
 
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_whose_lost_bytes_hide_its_last_pages_head_is_truncated(tmp_path, subtype):
+    data = ogg(6, 48_000, subtype)
+    last = list(ogg_pages(data))[-1]
+    torn = data[: last.offset - 1_000] + data[last.offset - 500 :]
+    assert rejection(tmp_path, torn).reason is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_that_lost_its_last_pages_head_is_truncated(tmp_path, subtype):
+    data = ogg(6, 48_000, subtype)
+    last = list(ogg_pages(data))[-1]
+    torn = data[: last.offset] + data[last.offset + 40 :]
+    assert rejection(tmp_path, torn).reason is Reason.TRUNCATED
+
+
+def test_an_ogg_without_a_last_page_and_with_a_tag_behind_it_is_heard(tmp_path):
+    data = ogg(6, 48_000, "VORBIS")
+    last = list(ogg_pages(data))[-1]
+    live = data[: last.offset] + bytes(5_000) + b"TAG" + bytes(125)
+    assert heard_s(tmp_path, live) > 4
+
+
 def flac(seconds: float) -> bytes:
     return by_libsndfile(seconds, 16_000, "FLAC", "PCM_16")
 

@@ -107,12 +107,14 @@ class Segment:
         samples: Of all its frames, gaps included.
         lost: Of these, the samples in gaps.
         size: Bytes of its frames, its tag's frame included.
+        end: Offset behind its last frame.
     """
 
     form: Form
     tag: Tag
     frames: int = 0
     size: int = 0
+    end: int = 0
     samples: int = 0
     lost: int = 0
     channels: int = 1
@@ -176,8 +178,9 @@ def scan(data: Data) -> list[Segment]:
             case Segment():
                 event.size = event.form.length
                 found.append(event)
-            case Frame(form=form):
+            case Frame(offset=offset, form=form):
                 segment = found[-1]
+                segment.end = offset + form.length
                 segment.frames += 1
                 segment.size += form.length
                 segment.samples += form.samples

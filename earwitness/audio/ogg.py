@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from earwitness.audio.mpeg import sound_end, tag_length
+from earwitness.audio import tags
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,15 +104,8 @@ def links(data: Data) -> list[Link]:
             found.append(Link(page.offset, page.end))
         found[-1].add(page, data)
     for one, end in zip(found, [*(link.start for link in found[1:]), len(data)], strict=True):
-        one.torn = not one.ended and _foreign(data, one.end, end)
+        one.torn = not one.ended and tags.foreign_bytes(data, one.end, end) > 0
     return found
-
-
-def _foreign(data: Data, start: int, end: int) -> bool:
-    """Whether something other than tags and zeros stands between two places."""
-    while length := tag_length(data, start) if start < end else 0:
-        start += length
-    return bool(data[start : min(end, sound_end(data))].strip(b"\0"))
 
 
 def pages(data: Data) -> Iterator[Page]:

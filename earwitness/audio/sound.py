@@ -155,6 +155,7 @@ def _open_mpeg(path: Path, data: mmap.mmap) -> Sound | None:
     if not segments:
         return None
     _check_whole_mpeg(segments)
+    _check_all_mpeg(data, segments)
     sound = MpegSound(path, segments)
     if len(segments) > 1 or segments[0].lost:
         return sound
@@ -179,6 +180,15 @@ def _check_whole_mpeg(segments: list[mpeg.Segment]) -> None:
             detail = f"the clip is cut off: its header announces {there_s + missing_s:.2f} s, "
             detail += f"and it has only {there_s:.2f} s"
             raise BadRecordError(Rejection(Stage.VALIDATE, Reason.TRUNCATED, detail))
+
+
+def _check_all_mpeg(data: mmap.mmap, segments: list[mpeg.Segment]) -> None:
+    """Refuse what only begins like an MP3: most of its bytes are something else."""
+    frames = sum(one.size for one in segments)
+    others = tags.foreign_bytes(data, segments[-1].end)
+    if others > frames:
+        detail = f"{frames:,} bytes of MPEG audio are followed by {others:,} bytes that are none"
+        raise BadRecordError(Rejection(Stage.VALIDATE, Reason.DECODE_FAILED, detail))
 
 
 def _unreadable(path: Path) -> BadRecordError:

@@ -1,4 +1,4 @@
-"""What stands before the first byte of a clip's own container: tags that a program put there.
+"""Tags that a program put before or behind a clip's own bytes.
 
 An ID3v2 or APE tag belongs before MP3 frames, but programs write it before FLAC, WAV and others as
 well. Such a clip is read from where its container begins, as if there were no tag.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from earwitness.audio.mpeg import tag_length
+from earwitness.audio.mpeg import sound_end, tag_length
 
 if TYPE_CHECKING:
     from mmap import mmap
+
+    Data = bytes | mmap
 
 _PADDING_BYTES = 2**16
 """So many zeros may stand between a tag and what follows it."""
@@ -75,6 +77,20 @@ def container_start(data: mmap) -> int:
         ):
             return start
     return 0
+
+
+def foreign_bytes(data: Data, start: int, end: int | None = None) -> int:
+    """How many bytes between two places are neither tags nor zeros around other bytes.
+
+    Args:
+        data: The whole file.
+        start: Where one looks from.
+        end: Up to where; None: to the end of the file.
+    """
+    end = min(len(data) if end is None else end, sound_end(data))
+    while length := tag_length(data, start) if start < end else 0:
+        start += length
+    return len(data[start:end].strip(b"\0"))
 
 
 def _leading_tag(data: mmap, at: int) -> int:

@@ -129,6 +129,22 @@ def test_an_mp3_with_more_than_a_second_missing_amid_it_is_rejected(tmp_path):
     )
 
 
+@pytest.mark.parametrize("body", ["aac", "ac3", "wav"])
+def test_what_only_begins_like_an_mp3_is_rejected(tmp_path, body):
+    bodies = {
+        "aac": lambda: by_ffmpeg("aac", "adts", 2, 44_100),
+        "ac3": lambda: by_ffmpeg("ac3", "ac3", 2, 44_100),
+        "wav": lambda: wav(64_000),
+    }
+    data = mp3(0.3, write_xing="0") + bodies[body]()[50:]
+    assert rejection(tmp_path, data).reason is Reason.DECODE_FAILED
+
+
+@pytest.mark.parametrize("rest", [bytes(60_000), b"\xa5" * 900, b"TAG" + bytes(125)])
+def test_what_stands_behind_an_mp3_and_is_small_or_silent_takes_nothing_away(tmp_path, rest):
+    assert heard_s(tmp_path, mp3(1) + rest) == pytest.approx(1, abs=0.03)
+
+
 def test_two_minutes_that_announce_seventeen_seconds_meet_the_limit_at_the_probe(tmp_path):
     data = mp3(1, kbps=256, **PIPED) + mp3(119, kbps=32, **PIPED)
     (tmp_path / "clip").write_bytes(data)

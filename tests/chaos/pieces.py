@@ -29,14 +29,17 @@ def mp3_frames(data: bytes) -> list[tuple[int, int]]:
     """Where the frames of an MPEG layer III stream stand, the tag before them left out."""
     at = 0
     while data[at : at + 3] == b"ID3":
-        at += 10 + sum(
-            (byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(data[at + 6 : at + 10])
-        )
+        at += _id3v2_bytes(data, at)
     frames = []
     while size := mp3_frame_bytes(data[at : at + 4]):
         frames.append((at, min(at + size, len(data))))
         at += size
     return frames
+
+
+def _id3v2_bytes(data: bytes, at: int) -> int:
+    size = data[at + 6 : at + 10]
+    return 10 + sum((byte & 0x7F) << 7 * (3 - place) for place, byte in enumerate(size))
 
 
 def mp3_sound_s(data: bytes) -> float:
@@ -47,11 +50,13 @@ def mp3_sound_s(data: bytes) -> float:
     """
     seconds, at = 0.0, 0
     while at + 4 <= len(data):
+        if data[at : at + 3] == b"ID3":
+            at += _id3v2_bytes(data, at)
+            continue
         size = mp3_frame_bytes(data[at : at + 4])
         if not size or at + size > len(data) or not _goes_on(data, at, at + size):
-            at = data.find(b"\xff", at + 1)
-            if at < 0:
-                break
+            found = [data.find(mark, at + 1) for mark in (b"\xff", b"ID3")]
+            at = min((place for place in found if place >= 0), default=len(data))
             continue
         rate, samples = _mp3_shape(data[at : at + 4])
         frame = data[at : at + size]

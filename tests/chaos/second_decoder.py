@@ -119,15 +119,28 @@ def _with_padding(link: bytes, limit_s: float) -> Heard:
 def _without_rest(data: bytes) -> bytes:
     """A file without what FFmpeg takes for sound and is none.
 
-    That is what stands behind the end that an AU file announces, and an Ogg page that is there
-    for the second time.
+    That is what stands behind the end that an AU or a WAV file announces, and an Ogg page that is
+    there for the second time.
     """
     if data[:4] == b"OggS":
         return b"".join(b"".join(dict.fromkeys(ogg_pages(link))) for link in ogg_links(data))
+    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
+        return data[: _wav_end(data)]
     if data[:4] != b".snd" or len(data) < 12:
         return data
     start, size = struct.unpack(">II", data[4:12])
     return data[: start + size] if size and start + size < len(data) else data
+
+
+def _wav_end(data: bytes) -> int:
+    """Where a WAV ends, if both its sizes agree: the file's and the samples'."""
+    end, at = 8 + int.from_bytes(data[4:8], "little"), 12
+    while at + 8 <= min(end, len(data)):
+        behind = at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"data" and at + 8 < behind <= end:
+            return end
+        at = behind + behind % 2
+    return len(data)
 
 
 def _joined(links: list[Heard]) -> Heard:

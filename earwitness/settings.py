@@ -48,10 +48,13 @@ def _names(given: Any) -> Any:
     return [name.strip() if isinstance(name, str) else name for text in texts for name in text]
 
 
-def _number_fields(schema: dict[str, Any]) -> None:
+def _shape_form(schema: dict[str, Any]) -> None:
     # PostgreSQL orders the keys of what it stores; a form shows fields by these numbers
     for position, field in enumerate(schema["properties"].values()):
         field["position"] = position
+        # a form offers these to choose from, by their titles
+        for choice in field.get("anyOf", ()):
+            choice.setdefault("title", "Default" if choice.get("type") == "null" else "Change")
 
 
 class _Model(BaseModel):
@@ -65,7 +68,7 @@ class _Model(BaseModel):
         field_title_generator=lambda name, _field: name,
         # what a person clicks to open a group
         model_title_generator=lambda _model: "Change",
-        json_schema_extra=_number_fields,
+        json_schema_extra=_shape_form,
     )
 
 
@@ -127,7 +130,7 @@ class AudioSettings(_Model):
     max_duration_s: Annotated[float, Field(gt=0)] | None = None
     """Longest clip that the model hears, in seconds. Default: the model's own limit, or 30."""
     too_long: TooLong = TooLong.REJECT
-    """What to do with longer clips: reject them, or cut them (then heard_s < duration_s)."""
+    """What to do with clips over max_duration_s: reject them, or cut them (rows say so)."""
     silence: Silence = Silence.REJECT
     """What to do with silent clips: reject them, or keep them and ask about them."""
     silence_dbfs: Annotated[float, Field(le=0)] = -60.0

@@ -60,7 +60,7 @@ class Attempt:
         self._crashes: dict[int, int] = {}
         self._patience_s = patience_s
         self._waiting_since: dict[int, float] = {}
-        self._why = ""
+        self._causes: set[str] = set()
         self._done = 0
         self._failures: dict[int, FlowRun] = {}
         self._total = len(self._todo)
@@ -146,8 +146,8 @@ class Attempt:
         if now - self._waiting_since.setdefault(shard, now) < self._patience_s:
             return run
         why = self._runs.why_waiting(run)
-        if why != self._why:
-            self._why = why
+        if why not in self._causes:
+            self._causes.add(why)
             self._log.warning("shard %s waits: %s", shard, why)
         return run.model_copy(update={"state": run.state.model_copy(update={"message": why})})
 

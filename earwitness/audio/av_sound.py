@@ -47,11 +47,20 @@ class ClipFile(io.FileIO):
         path: The file.
         start: Where the part begins that is read as a file of its own.
         end: Where it ends; None: at the end of the file.
+        instead: A place in the part, and the bytes that are read there instead of the file's.
     """
 
-    def __init__(self, path: Path, start: int = 0, end: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        instead: tuple[int, bytes] | None = None,
+    ) -> None:
         super().__init__(path)
         self._start = start
+        self._instead = instead
         self._end = super().seek(0, io.SEEK_END) if end is None else end
         super().seek(start)
 
@@ -59,7 +68,17 @@ class ClipFile(io.FileIO):
         """Bytes of the part, never of what follows it."""
         left = max(0, self._end - super().tell())
         wanted = left if size is None or size < 0 else min(size, left)
-        return super().read(wanted) or b""
+        begin = self.tell()
+        data = super().read(wanted) or b""
+        if self._instead is None:
+            return data
+        place, other = self._instead[0] - begin, self._instead[1]
+        first, last = max(0, place), min(len(data), place + len(other))
+        return (
+            data[:first] + other[first - place : last - place] + data[last:]
+            if first < last
+            else data
+        )
 
     def readinto(self, buffer: Any, /) -> int:
         """Likewise, into a buffer."""

@@ -142,6 +142,20 @@ def _form_end(data: Data) -> int:
     return sum(place) if place and place[1] < _UNKNOWN_LENGTH else 0
 
 
+def size_instead_of_none(data: Data) -> tuple[int, bytes] | None:
+    """What a size of 0 in a header has to be for a decoder to read up to the end of the file.
+
+    Returns:
+        Where it stands, and its bytes; None: decoders read such a container as it is.
+    """
+    if data[:4] in {b".snd", b"dns."}:
+        return 8, b"\xff" * 4
+    place = _chunk(data, b"data", "little")
+    if data[:4] in {b"RF64", b"BW64"} and data[12:16] == b"ds64" and place:
+        return 28, (len(data) - place[0]).to_bytes(8, "little")
+    return None
+
+
 def _au_end(data: Data) -> int:
     order: Order = "big" if data[:4] == b".snd" else "little"
     length = _number(data, 8, 4, order)

@@ -143,6 +143,10 @@ def _open_by_decoder(path: Path, data: mmap.mmap, start: int) -> Sound | None:
         other = open_av(path, start=start)
         if sound is None or (other is not None and other.holds_packets()):
             return other
+        size = ends.size_instead_of_none(ends.seen(data, start))
+        if size is not None:
+            sound.close()
+            return _open_soundfile(path, part=(start, len(data)), instead=size)
     if sound.container == "wav" and ends.ends_in_a_block(ends.seen(data, start)):
         # libsndfile drops what FFmpeg reads
         sound.close()
@@ -206,10 +210,12 @@ def _open_soundfile(
     path: Path,
     *,
     part: tuple[int, int] | None = None,
+    instead: tuple[int, bytes] | None = None,
     otherwise: Callable[[], Sound | None] | None = None,
 ) -> _SoundFile | None:
     whole = part is None or part == (0, path.stat().st_size)
-    source = str(path) if part is None or whole else ClipFile(path, *part)
+    as_it_is = instead is None and whole
+    source = str(path) if as_it_is else ClipFile(path, *(part or ()), instead=instead)
     try:
         file = soundfile.SoundFile(source)
     except soundfile.LibsndfileError:

@@ -356,6 +356,32 @@ def test_a_size_of_0_says_nothing_in_any_codec(tmp_path, subtype):
     assert heard_s(tmp_path, data[:at] + bytes(4) + data[at + 4 :]) == pytest.approx(2, abs=0.02)
 
 
+def size_of_0(kind: str, subtype: str, mark: bytes, at: int, width: int) -> bytes:
+    data = by_libsndfile(2, 16_000, kind, subtype)
+    place = data.find(mark) + at
+    return data[:place] + bytes(width) + data[place + width :]
+
+
+SIZES_OF_0 = {
+    "au": lambda: size_of_0("AU", "PCM_16", b".snd", 8, 4),
+    "au a-law": lambda: size_of_0("AU", "ALAW", b".snd", 8, 4),
+    "rf64": lambda: size_of_0("RF64", "PCM_16", b"ds64", 16, 8),
+    "rf64, nothing in ds64": lambda: size_of_0("RF64", "PCM_24", b"ds64", 8, 24),
+    "w64": lambda: size_of_0("W64", "PCM_16", b"data\xf3\xac", 16, 8),
+    "aiff": lambda: size_of_0("AIFF", "PCM_16", b"SSND", 4, 4),
+    "caf": lambda: size_of_0("CAF", "PCM_16", b"data", 4, 8),
+}
+
+
+@pytest.mark.parametrize("case", SIZES_OF_0)
+def test_a_size_of_0_says_nothing_in_any_container(tmp_path, case):
+    assert heard_s(tmp_path, SIZES_OF_0[case]()) == pytest.approx(2, abs=0.01)
+
+
+def test_an_au_file_of_a_header_alone_is_too_short(tmp_path):
+    assert rejection(tmp_path, SIZES_OF_0["au"]()[:24]).reason is Reason.CLIP_TOO_SHORT
+
+
 def test_a_wav_that_ends_within_an_adpcm_block_is_heard_to_its_end(tmp_path):
     data = by_libsndfile(2, 16_000, "WAV", "MS_ADPCM")
     at, block = data.find(b"data"), int.from_bytes(data[32:34], "little")

@@ -48,9 +48,10 @@ class Behind:
         first, last, _ = wanted.indices(len(self))
         return self._data[self._start + first : self._start + max(first, last)]
 
-    def find(self, wanted: bytes, at: int = 0) -> int:
-        """Where some bytes stand; -1: nowhere."""
-        found = self._data.find(wanted, self._start + at)
+    def find(self, wanted: bytes, at: int = 0, end: int | None = None) -> int:
+        """Where some bytes stand between two places; -1: nowhere."""
+        last = len(self) if end is None else end
+        found = self._data.find(wanted, self._start + at, self._start + last)
         return found - self._start if found >= 0 else -1
 
     def rfind(self, wanted: bytes) -> int:

@@ -226,11 +226,12 @@ def test_an_ogg_that_lost_a_page_is_truncated(tmp_path, subtype):
     assert found.reason is Reason.TRUNCATED
 
 
+@pytest.mark.parametrize("before", [b"", b"ID3\x04\0\0\0\0\0\x40" + bytes(64)])
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
-def test_an_ogg_whose_lost_bytes_hide_its_last_pages_head_is_truncated(tmp_path, subtype):
+def test_an_ogg_whose_lost_bytes_hide_its_last_pages_head_is_truncated(tmp_path, subtype, before):
     data = ogg(6, 48_000, subtype)
     last = list(ogg_pages(data))[-1]
-    torn = data[: last.offset - 1_000] + data[last.offset - 500 :]
+    torn = before + data[: last.offset - 1_000] + data[last.offset - 500 :]
     assert rejection(tmp_path, torn).reason is Reason.TRUNCATED
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from earwitness.audio import amr
 from earwitness.audio.blocks import (
+    TOLERANCE_S,
     at_one_rate,
     broken,
     check_lost,
@@ -229,7 +231,9 @@ class AvSound:
     def _linked(self, link: Link) -> int | None:
         """The length of an Ogg link by its last page; a recording may begin late in a stream."""
         first = self._first()
-        if not link.likely or first is None:
+        if link.counted:
+            return max(0, link.counted - link.skip)
+        if first is None or not link.likely:
             return None
         return max(0, link.position - link.skip - max(0, first.pts or 0)) or None
 
@@ -299,8 +303,9 @@ class AvSound:
         return packet, frames
 
     def _reached(self, given: int) -> bool:
-        """Whether all is there that is announced."""
-        return self.frames is not None and given >= self.frames
+        """Whether all is there that is announced, but for what may be missing at the end."""
+        missing = math.inf if self.frames is None else self.frames - given
+        return missing <= TOLERANCE_S * self.sample_rate_hz
 
     def close(self) -> None:
         """Let go of the file."""

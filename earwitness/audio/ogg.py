@@ -56,6 +56,8 @@ class Link:
         audio: Number of its first audio stream; None: it has none that is known.
         packets: How many packets end in that stream's pages.
         regular: Whether positions only grow, so that the last one is the end.
+        placed: Whether the last page in which a packet ends has a position.
+        counted: Samples of all packets, where they are Opus and the last position is not the end.
         ended: Whether its audio stream's last page says that it is the last.
         torn: Whether bytes that are no page follow a last page that does not say so: they are left
             of a page that was.
@@ -69,6 +71,9 @@ class Link:
     packets: int = 0
     regular: bool = True
     begun: bool = False
+    opus: bool = False
+    placed: bool = True
+    counted: int = 0
     ended: bool = False
     torn: bool = False
 
@@ -87,9 +92,12 @@ class Link:
             if head.startswith(_AUDIO_HEADS):
                 self.audio = page.stream
             if head.startswith(_OPUS):
+                self.opus = True
                 self.skip = int.from_bytes(head[10:12], "little")
         if page.stream == self.audio:
             self.ended = bool(page.flags & _LAST)
+            if page.packets:
+                self.placed = page.position >= 0
             if page.position >= 0 and page.packets:
                 self.regular = self.regular and page.position >= self.position
                 self.position = page.position
@@ -104,16 +112,41 @@ def links(data: Data) -> list[Link]:
             found.append(Link(page.offset, page.end))
         found[-1].add(page, data)
     for one, end in zip(found, [*(link.start for link in found[1:]), len(data)], strict=True):
+        if not (one.likely and one.placed):
+            one.counted = _opus_samples(data, one)
         one.torn = not one.ended and tags.foreign_bytes(data, one.end, end) > 0
     return found
 
 
-def pages(data: Data) -> Iterator[Page]:
-    """The pages of an Ogg file; what lies between two pages is passed over.
+def _opus_samples(data: Data, link: Link) -> int:
+    """How long the Opus packets of a link last by their own first bytes (RFC 6716, section 3.1)."""
+    samples, begins = 0, True
+    for page in pages(data, link.start):
+        if page.offset >= link.end:
+            break
+        if page.stream != link.audio or data[page.body : page.body + 4] == b"Opus":
+            continue
+        at = page.body
+        for size in data[page.offset + _PAGE.size : page.body]:
+            samples += _opus_packet(data[at : at + 2]) if begins and link.opus else 0
+            begins, at = size < 255, at + size  # noqa: PLR2004 - 255: it goes on
+    return samples
+
+
+def _opus_packet(head: bytes) -> int:
+    if not head:
+        return 0
+    config, count = head[0] >> 3, (1, 2, 2, head[-1] & 0x3F)[head[0] & 3]
+    if config < 12:  # noqa: PLR2004 - SILK's; below 16: both; then CELT's
+        return (480, 960, 1920, 2880)[config & 3] * count
+    return ((480, 960)[config & 1] if config < 16 else 120 << (config & 3)) * count  # noqa: PLR2004
+
+
+def pages(data: Data, at: int = 0) -> Iterator[Page]:
+    """The pages of an Ogg file from a place on; what lies between two pages is passed over.
 
     Where bytes of a page are lost, the next page begins before the end that it announces.
     """
-    at = 0
     while True:
         at = data.find(b"OggS", at)
         head = data[at : at + _PAGE.size] if at >= 0 else b""

@@ -274,7 +274,7 @@ def _open_link(path: Path, link: ogg.Link) -> Sound | None:
     if sound is None:
         return by_ffmpeg()
     # it stops at the last page's position, which is a claim: the packets may last longer
-    lasts_s = packets_s(path, link) - link.skip / _OPUS_RATE_HZ
+    lasts_s = max(packets_s(path, link), link.counted / _OPUS_RATE_HZ) - link.skip / _OPUS_RATE_HZ
     if lasts_s <= (sound.frames or 0) / sound.sample_rate_hz + TOLERANCE_S:
         return sound
     sound.close()

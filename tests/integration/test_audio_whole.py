@@ -216,6 +216,27 @@ def test_an_ogg_whose_last_position_is_too_small_is_heard_whole(tmp_path):
     assert heard_s(tmp_path, repaged(data, change)) == pytest.approx(0.9, abs=0.03)
 
 
+@pytest.mark.parametrize("position", [-1, 0, 1_000])
+@pytest.mark.parametrize("writer", ["libsndfile", "ffmpeg"])
+def test_an_opus_with_a_wrong_last_position_is_truncated_if_more_than_a_packet_is_lost(
+    tmp_path, writer, position
+):
+    data = (
+        ogg(6, 48_000, "OPUS") if writer == "libsndfile" else by_ffmpeg("libopus", "ogg", 6, 48_000)
+    )
+    last = len(list(ogg_pages(data))) - 1
+
+    def change(number: int, page: bytearray) -> bytearray:
+        if number == last:
+            page[6:14] = struct.pack("<q", position)
+        return page
+
+    if writer == "libsndfile":
+        assert rejection(tmp_path, repaged(data, change)).reason is Reason.TRUNCATED
+    else:
+        assert heard_s(tmp_path, repaged(data, change)) == pytest.approx(6, abs=0.05)
+
+
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 def test_an_ogg_that_lost_a_page_is_truncated(tmp_path, subtype):
     data = ogg(6, 48_000, subtype)

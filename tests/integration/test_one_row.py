@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from workbench import Published, clip_bytes, record, tone, write_clip, write_manifest
 
+from earwitness.addresses import join_uri
 from earwitness.build.prepare import resolve_settings
 from earwitness.check import check_clips, lint_manifest
 from earwitness.settings import BuildSettings, InputSettings
@@ -73,7 +74,9 @@ def test_build_agrees_with_check_on_each(tmp_path: Path, build: Any):
     assert counts["reasons"] == checked(manifest)
     rejected = {row["id"]: row for row in Published(tmp_path / "out").rejections()}
     for number, (audio, reason) in enumerate(AUDIO.values()):
-        assert rejected[number]["audio"] == [audio]
+        # a clip is named absolutely, and what is no address as it came
+        named = audio if reason == "bad_uri" else join_uri(str(tmp_path), audio)
+        assert rejected[number]["audio"] == [named]
         assert rejected[number]["earwitness"]["reason"] == reason
         assert len(rejected[number]["earwitness"]["detail"]) < 1500
 

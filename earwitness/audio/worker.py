@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import pickle
 import resource
 import signal
 import time
@@ -56,12 +55,12 @@ def _sendable(error: Exception) -> Exception:
     if isinstance(error, EarwitnessError):
         return error
     trace = traceback.format_exc()
-    error.add_note(trace)
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own error, a moment old
-    except Exception:  # noqa: BLE001 - constructors of others raise anything
-        return RuntimeError(trace)
-    return error
+    plain = all(isinstance(one, str | bytes | int | float | None) for one in error.args)
+    if plain and type(error).__module__ == "builtins":
+        error.add_note(trace)
+        return error
+    # the pipe may not carry it, or its class may not be made again from what it carries
+    return RuntimeError(trace)
 
 
 def call_each(

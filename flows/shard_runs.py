@@ -232,7 +232,9 @@ class ShardRuns:
         """
         if run.state is not None and run.state.is_pending():
             return "a worker has taken its run, but has not started it yet"
-        if time.monotonic() - self._looked_s > _LOOK_S:
+        # what was read a while ago may be older than what happened to the run
+        on_no_queue = run.work_queue_id is None and self._deployment.work_queue_id is not None
+        if on_no_queue or time.monotonic() - self._looked_s > _LOOK_S:
             self._looked_s, self._why = time.monotonic(), self._look()
         if run.work_queue_id is None and self._deployment.work_queue_id is not None:
             with suppress(ObjectNotFound):

@@ -393,6 +393,17 @@ def test_a_deleted_work_pool_is_named_where_a_shard_is_to_be_started(build: Buil
     assert "create it with `python -m deployments.setup`" in str(caught.value)
 
 
+def test_a_run_whose_work_pool_was_deleted_a_moment_ago_is_kept(build: Build, own_pool: str):
+    runs = ShardRuns(build.uri, f"build-shard/{own_pool}")
+    run = runs.start(0)
+    runs.why_waiting(run)
+    with get_client(sync_client=True) as client:
+        client.delete_work_pool(own_pool)
+    (found,) = runs.states([run.id])
+    assert f"of the deployment build-shard/{own_pool} was deleted" in runs.why_waiting(found)
+    assert runs.states([run.id])
+
+
 def test_runs_whose_work_pool_was_deleted_and_made_again_are_started_anew(
     build: Build, own_pool: str, caplog: pytest.LogCaptureFixture
 ):

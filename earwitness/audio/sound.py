@@ -275,7 +275,10 @@ def _open_link(path: Path, link: ogg.Link) -> Sound | None:
         return by_ffmpeg()
     # it stops at the last page's position, which is a claim: the packets may last longer
     lasts_s = max(packets_s(path, link), link.counted / _OPUS_RATE_HZ) - link.skip / _OPUS_RATE_HZ
-    if lasts_s <= (sound.frames or 0) / sound.sample_rate_hz + TOLERANCE_S:
+    if link.likely:
+        clock_hz = _OPUS_RATE_HZ if link.opus else sound.sample_rate_hz
+        lasts_s = max(lasts_s, (link.position - link.skip) / clock_hz)
+    if sound.frames and lasts_s <= sound.frames / sound.sample_rate_hz + TOLERANCE_S:
         return sound
     sound.close()
     return by_ffmpeg()

@@ -194,6 +194,12 @@ def test_a_chained_ogg_cut_in_its_second_link_is_truncated(tmp_path):
     assert rejection(tmp_path, data[:-2_000]).reason is Reason.TRUNCATED
 
 
+def test_a_link_whose_headers_are_damaged_is_not_left_out(tmp_path):
+    first, second = ogg(2, 44_100, "VORBIS"), ogg(3, 44_100, "VORBIS")
+    damaged = with_checksums(first + second[:4_200] + second[4_201:] + first)
+    assert rejection(tmp_path, damaged).reason in {Reason.TRUNCATED, Reason.DECODE_FAILED}
+
+
 def repaged(data: bytes, change: Callable[[int, bytearray], object]) -> bytes:
     """An Ogg file with its pages changed, and their checksums right."""
     found = []

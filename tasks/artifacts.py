@@ -193,7 +193,10 @@ class ShardsTable:
             "shard": f"[shard-{shard:05d}]({run_link(run.id)})",
             # the UI takes cells for Markdown, and messages quote manifests, clips and engines
             "state": markdown(state.name) if state else "",
-            "message": markdown_lines(cause(state.message or ""), _MESSAGE_CHARS) if state else "",
+            # of a shard that is done the other columns say all
+            "message": ""
+            if state is None or state.is_completed()
+            else markdown_lines(cause(state.message or ""), _MESSAGE_CHARS),
         }
         known = self._lines.setdefault(shard, {})
         if known | line != known:

@@ -54,7 +54,7 @@ def _shape_form(schema: dict[str, Any]) -> None:
         field["position"] = position
         # a form offers these to choose from, by their titles
         for choice in field.get("anyOf", ()):
-            choice.setdefault("title", "Default" if choice.get("type") == "null" else "Change")
+            choice.setdefault("title", "Default" if choice.get("type") == "null" else "Set")
 
 
 class _Model(BaseModel):

@@ -96,6 +96,12 @@ class Api:
         """Switches a deployment's schedules off, by its id."""
         self._http.post(f"/deployments/{deployment}/pause_deployment").raise_for_status()
 
+    def set_defaults(self, name: str, **parameters: Any) -> None:
+        """Adds to a deployment's own parameters, as `parameters` in `prefect.yaml` does."""
+        known = self.deployment(name)
+        body = {"parameters": {**known["parameters"], **parameters}}
+        self._http.patch(f"/deployments/{known['id']}", json=body).raise_for_status()
+
     def artifact(self, run: str, kind: str) -> str:
         """A run's newest artifact of a kind: `table`, `progress`, `markdown`; its id."""
         wanted = {"flow_run_id": {"any_": [run]}, "type": {"any_": [kind]}}

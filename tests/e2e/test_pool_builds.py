@@ -86,9 +86,11 @@ def test_the_guides_commands_end_with_the_nightly_build_scheduled(service: Pool)
 
 
 def test_the_guides_first_build_is_published_on_s3_by_both_workers(house: House):
+    # what the guide says of `engine`
+    house.pool.api.set_defaults("build-dataset/adhoc", engine=ENGINE)
     line = guide.line("prefect deployment run build-dataset/adhoc")
-    # what the guide says of `engine`, and shards small enough for two workers
-    line += f" -p 'engine={json.dumps(ENGINE)}' -p 'layout={{\"shard_rows\": 5}}'"
+    # shards small enough for two workers
+    line += " -p 'layout={\"shard_rows\": 5}'"
     printed = guide.typed(house.pool, [line], here(house.pool))
     run = printed.split("UUID: ")[1].split()[0]
     house.expect(run, "COMPLETED")

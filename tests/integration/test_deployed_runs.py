@@ -358,7 +358,7 @@ def test_the_fields_of_a_group_stand_in_the_order_of_the_settings():
 def test_a_setting_that_may_be_left_out_offers_its_default_by_that_word():
     groups = parameter_schema(build_dataset).definitions
     choices = groups["AudioSettings"]["properties"]["max_duration_s"]["anyOf"]
-    assert [choice["title"] for choice in choices] == ["Change", "Default"]
+    assert [choice["title"] for choice in choices] == ["Set", "Default"]
 
 
 def test_the_retry_form_has_nothing_of_the_engine():

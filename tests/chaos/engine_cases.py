@@ -171,7 +171,7 @@ async def busy(scene: Scene) -> str:
         try:
             await ask(engine, scene.texts(5))
         except EngineUnavailableError as error:
-            hold("no room" in str(error), error)
+            hold("too busy to accept" in str(error), error)
             return f"HTTP {status}, Retry-After {after}: {sent} requests for 30"
     raise AssertionError
 

@@ -234,7 +234,7 @@ def test_a_shard_retried_alone_publishes_for_a_parent_that_stays_failed(
     one = broken["child"]
     assert house.pool.api.state(one.parent)["type"] == "FAILED"
     said = house.pool.api.state(one.shards[FAILING]["id"])["message"]
-    assert "the last one: the build is published" in said
+    assert "this was the last shard, and the build is published" in said
 
 
 def test_a_cancelled_build_gives_the_engines_back_and_a_retry_resumes_it(house: House):

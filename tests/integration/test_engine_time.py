@@ -125,7 +125,7 @@ def test_a_cold_build_and_its_rebuild_tell_what_was_spent_and_what_was_saved(
     other = write_manifest(tmp_path / "other.jsonl", longer)
     status, told, _ = run("check", other, tmp_path / "out", "--price-per-hour", 36_000)
     assert "about 60 (0 reused)" in told
-    assert "at 36000 an hour" in told
+    assert "at 36000 per hour" in told
     low_s = float(told.partition("engine time")[2].split()[0])
     assert low_s == pytest.approx(cold["busy_s"] / 2, abs=0.1)
 
@@ -274,4 +274,4 @@ def test_the_summary_in_the_ui_tells_what_a_build_cost(
     shown = Artifact.get(artifact_key("summary", found), _sync=True)
     assert shown is not None
     assert "waiting for work |" in str(shown.data)
-    assert "at 36000 an hour |" in str(shown.data)
+    assert "at 36000 per hour |" in str(shown.data)

@@ -268,11 +268,16 @@ class BuildSettings(_Model):
             raise ValueError(message)
         return self
 
+    @property
+    def clip_root(self) -> str:
+        """Folder or URL that relative clip paths start from."""
+        return self.input.audio_root or parent_uri(self.manifest)
+
     def access(self) -> AccessPolicy:
         """Where clips may come from; symbolic links are resolved as this machine has them."""
         return make_policy(
             self.manifest,
-            self.input.audio_root or parent_uri(self.manifest),
+            self.clip_root,
             trusted=self.input.trusted,
             allow=self.input.allow,
         )

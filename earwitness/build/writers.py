@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from earwitness.addresses import parent_uri
 from earwitness.build.layout import StoredFile
 from earwitness.cache.tables import HEARD_CLIPS, heard_clips
 from earwitness.manifest.clips import ClipResolver
@@ -120,9 +119,8 @@ class RejectionsFile(_Lines):
     def __init__(self, build: Build, shard: int, folder: Path) -> None:
         super().__init__(build, shard, folder, "rejected")
         settings = build.plan.settings
-        root = settings.input.audio_root or parent_uri(settings.manifest)
         self._audio = settings.input.audio_column
-        self._resolver = ClipResolver(root, self._audio, settings.input.max_clips)
+        self._resolver = ClipResolver(settings.clip_root, self._audio, settings.input.max_clips)
         self._fields = OutputFields.from_json(build.plan.fields)
         self._provenance = settings.layout.provenance_column
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from earwitness.access import AccessPolicy
-from earwitness.addresses import parent_uri
 from earwitness.errors import BadRecordError
 from earwitness.manifest.clips import ClipResolver
 from earwitness.manifest.conversation import ask_text, lone_question, render
@@ -69,7 +68,7 @@ def lint_rules(settings: BuildSettings, question: str | None) -> LintRules:
         The rules for a `Linter`.
     """
     return LintRules(
-        audio_root=settings.input.audio_root or parent_uri(settings.manifest),
+        audio_root=settings.clip_root,
         system_prompt=settings.system_prompt if settings.system_prompt.strip() else "",
         question=question,
         audio_column=settings.input.audio_column,

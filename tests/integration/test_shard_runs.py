@@ -112,7 +112,9 @@ class Played:
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
         )
         with get_client(sync_client=True) as client:
-            return client.read_flow_runs(flow_run_filter=wanted)
+            found = client.read_flow_runs(flow_run_filter=wanted)
+        # a worker finds runs by their queue; a deleted work pool takes its queues with it
+        return [run for run in found if run.work_queue_id is not None]
 
     def _work(self) -> None:
         while not self._stop.is_set():

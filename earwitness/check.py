@@ -169,8 +169,7 @@ class _StoredAnswers:
     def add(self, batch: Batch) -> None:
         if self._build is None:
             return
-        key_rows(batch, self._build.plan.question_digest)
-        self._rows += batch.open_rows()
+        self._rows += key_rows(batch, self._build.plan.question_digest)
         if len(self._rows) >= _LOOKED_UP_AT_ONCE:
             self.flush()
 

@@ -13,6 +13,7 @@
         ├── EngineStartError            the engine did not come up; carries vLLM's own reason
         ├── ModelIdentityError          the model cannot be named or is not the one declared
         ├── BuildNotFoundError          no such build, or nothing published yet
+        ├── BuildVersionError           another version of earwitness planned the build
         ├── BuildBusyError              another process is working on this build
         ├── BuildDamagedError           stored files do not match their plan or receipts
         ├── ShardFailedError            too much of a shard failed for reasons that will pass
@@ -180,6 +181,10 @@ class ModelIdentityError(FatalError):
 
 class BuildNotFoundError(FatalError):
     """There is no such build at this output."""
+
+
+class BuildVersionError(FatalError):
+    """Another version of earwitness planned a build; its files mean something else."""
 
 
 class BuildBusyError(FatalError):

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from earwitness.records import Message
-    from earwitness.settings import AudioSettings, EngineSettings, SamplingSettings
+    from earwitness.settings import EngineSettings, SamplingSettings
 
-KEY_VERSION = 2
-"""Raised whenever the same inputs would be asked or heard differently by newer code."""
+KEY_VERSION = 3
+"""Raised whenever the same sounds and messages would be asked differently by newer code. A decoder
+that is mended changes the sounds' digests instead."""
 
 _sorted_json = msgspec.json.Encoder(order="sorted").encode
 
@@ -106,18 +107,26 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def cache_key(clips: Sequence[str], messages: Sequence[Message], question_digest: str) -> str:
-    """The key under which a record's outcome is kept.
+def cache_key(sounds: Sequence[str], messages: Sequence[Message], question_digest: str) -> str:
+    """The key under which the outcome of an ask is kept.
 
     Args:
-        clips: SHA-256 of the record's clips in order, hex.
+        sounds: PCM digests of the sounds in order, hex.
         messages: The rendered messages, system prompt included.
-        question_digest: `question_digest()` of everything all records of a build share.
+        question_digest: `question_digest()` of everything all asks of a build share.
 
     Returns:
         Hex SHA-256.
     """
-    decides = [KEY_VERSION, list(clips), list(messages), question_digest]
+    decides = {
+        "version": KEY_VERSION,
+        "kind": "say",
+        "sounds": list(sounds),
+        "messages": list(messages),
+        "question": question_digest,
+        "sample": 0,
+        "schema": None,
+    }
     try:
         # the same bytes as `_digest` makes, many times as fast: every record of every build has one
         return hashlib.sha256(_sorted_json(decides)).hexdigest()
@@ -125,11 +134,13 @@ def cache_key(clips: Sequence[str], messages: Sequence[Message], question_digest
         return _digest(decides)
 
 
-def question_digest(model: ModelIdentity, sampling: SamplingSettings, audio: AudioSettings) -> str:
-    """The part of a cache key that all records of a build share: model, sampling, audio policy."""
-    return _digest(
-        [model.digest(), sampling.model_dump(mode="json"), audio.model_dump(mode="json")]
-    )
+def question_digest(model: ModelIdentity, sampling: SamplingSettings) -> str:
+    """The part of a cache key that all asks of a build share: model and sampling.
+
+    Limits and policies for clips are not in it: they decide whether a clip is asked about, and what
+    is heard of it is in the digest of its sound.
+    """
+    return _digest([model.digest(), sampling.model_dump(mode="json")])
 
 
 def request_seed(key: str) -> int:

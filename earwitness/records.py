@@ -146,6 +146,46 @@ class Stamp:
 
 
 @dataclass(frozen=True, slots=True)
+class HeardSound:
+    """A sound: what the model gets of a clip, as mono 16-bit samples.
+
+    Attributes:
+        rate_hz: Sample rate of the samples.
+        cut_s: The limit that the clip was cut at; None: the sound is the whole clip.
+        heard_s: Duration of the sound.
+        peak: Largest absolute value, with full scale at 1.0.
+        pcm_sha256: Hex SHA-256 of rate and samples (see `wav.pcm_digest`): the sound's identity.
+    """
+
+    rate_hz: int
+    cut_s: float | None
+    heard_s: float
+    peak: float
+    pcm_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFacts:
+    """What is known of a clip's bytes, whatever is asked about it and under whichever limits.
+
+    Attributes:
+        container: Name of the container, lower case; empty where no decoder opened the clip.
+        version: Version of our reading of that container (see `audio.facts`).
+        duration_s: Duration of the whole clip; None where nobody decoded it to its end.
+        longer_than_s: The clip lasts longer than this; only where `duration_s` is None.
+        sounds: The sounds that were made of it.
+        fault: A permanent rejection that no setting changes: the clip cannot be decoded.
+    """
+
+    container: str
+    version: int
+    duration_s: float | None = None
+    longer_than_s: float = 0.0
+    sounds: tuple[HeardSound, ...] = ()
+    fault: Rejection | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class HeardClip:
     """A clip as the model heard it.
 

@@ -121,7 +121,7 @@ class InputSettings(_Model):
 
 
 class AudioSettings(_Model):
-    """Limits and policies for clips. These decide outcomes, so they are part of the cache key."""
+    """Limits and policies for clips. A changed limit asks only about the clips it concerns."""
 
     sample_rate_hz: Annotated[int, Field(ge=8000, le=48000)] = 16_000
     """Sample rate of the audio that the model gets, in Hz."""

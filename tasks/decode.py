@@ -8,7 +8,9 @@ from dataclasses import replace
 from prefect import task
 
 from earwitness.build.batch import BatchRef, keys_digest, load_batch, save_batch
+from earwitness.build.layout import Build, shard_mark
 from earwitness.build.listening import decode_batch
+from earwitness.build.stages import key_rows, recall_duplicates, recall_rows
 from earwitness.runtime import current
 from tasks.retrying import retrying
 from tasks.telling import plainly
@@ -17,13 +19,17 @@ from tasks.telling import plainly
 @task(name="decode", task_run_name="decode batch {batch.batch}", **retrying)
 @plainly
 def decode(batch: BatchRef) -> BatchRef:
-    """Mono audio at the model's rate; silence, NaN and cut streams are rejected by policy."""
-    runtime = current()
+    """Mono audio at the model's rate; records whose sounds turn out to be answered are reused."""
+    runtime, build = current(), Build.at(batch.build)
     folder = runtime.batch_folder(batch.build, batch.shard, batch.batch)
     records = load_batch(folder, "validate")
     audio = folder / "audio"
     audio.mkdir(parents=True, exist_ok=True)
     runtime.run(decode_batch(runtime, records, folder / "clips", audio))
+    known = key_rows(records, build.plan.question_digest)
+    recall_rows(build, known, shard_mark(batch.shard))
+    memory = runtime.memory(batch.build, batch.shard)
+    recall_duplicates(build, memory, [row for row in known if row.outcome is None])
     save_batch(folder, "decode", records)
     shutil.rmtree(folder / "clips", ignore_errors=True)
     return replace(batch, digest=keys_digest(records))

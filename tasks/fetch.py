@@ -20,7 +20,7 @@ from tasks.telling import plainly
 @task(name="fetch", task_run_name="fetch batch {batch.batch}", **retrying)
 @plainly
 def fetch(batch: BatchRef, clips_in_shard: int) -> BatchRef:
-    """Download what is not known yet; records whose bytes turn out to be answered are reused."""
+    """Download what is not known yet; records whose bytes are known and answered are reused."""
     runtime, build = current(), Build.at(batch.build)
     memory = runtime.memory(batch.build, batch.shard)
     folder = runtime.batch_folder(batch.build, batch.shard, batch.batch)
@@ -28,9 +28,9 @@ def fetch(batch: BatchRef, clips_in_shard: int) -> BatchRef:
     clips = folder / "clips"
     clips.mkdir(parents=True, exist_ok=True)
     runtime.run(fetch_batch(runtime, memory, records, clips, clips_in_shard=clips_in_shard))
-    key_rows(records, build.plan.question_digest)
-    recall_rows(build, records.open_rows(), shard_mark(batch.shard))
-    recall_duplicates(build, memory, records.open_rows())
+    known = key_rows(records, build.plan.question_digest)
+    recall_rows(build, known, shard_mark(batch.shard))
+    recall_duplicates(build, memory, [row for row in known if row.outcome is None])
     if records.open_rows():
         runtime.start_engine()
     save_batch(folder, "fetch", records)

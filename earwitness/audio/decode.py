@@ -16,17 +16,17 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
 from earwitness.audio.blocks import TOLERANCE_S
-from earwitness.audio.probe import check_duration, max_duration_s, open_clip
-from earwitness.audio.wav import hand_on, ready_samples, write_wav
+from earwitness.audio.facts import facts_version, max_duration_s
+from earwitness.audio.probe import open_clip
+from earwitness.audio.wav import hand_on, pcm_digest, ready_samples, write_wav
 from earwitness.errors import BadRecordError
-from earwitness.records import Reason, Rejection, Stage
-from earwitness.settings import Silence, TooLong
+from earwitness.records import ClipFacts, HeardSound, Reason, Rejection, Stage
+from earwitness.settings import TooLong
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,64 +49,70 @@ _ABSURD_S = 24 * 3600.0
 """Nobody cuts the first half minute out of a day: such a stream is refused, not counted through."""
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedClip:
-    """A clip made ready for the model.
+class _Heard(NamedTuple):
+    """The part of a clip that the model hears, before it is resampled.
 
     Attributes:
-        duration_s: Of the whole clip.
-        heard_s: Of what was written; shorter only where policy cuts long clips.
+        samples: Mono, full scale at 1.0.
+        rate_hz: Their rate.
+        duration_s: Of the whole clip; None: it was not decoded to its end.
+        container: As the decoder calls it.
     """
 
-    duration_s: float
-    heard_s: float
+    samples: Samples
+    rate_hz: int
+    duration_s: float | None
+    container: str
 
 
-def decode(path: Path, destination: Path, policy: AudioSettings) -> DecodedClip:
+def decode(path: Path, destination: Path, policy: AudioSettings) -> ClipFacts:
     """Decode a clip to mono 16-bit WAV at the model's rate.
 
     Never holds more than the part the model hears in memory, whatever the clip's length.
 
     Args:
         path: The clip on local disk, already probed.
-        destination: The WAV file to write, whole or not at all.
-        policy: Rate, limits, what to do with long and with silent clips.
+        destination: The WAV file to write, whole or not at all. None is written of a clip without
+            a sample, nor of one that is too long where policy rejects such clips.
+        policy: Rate, limit, and whether a longer clip is cut. Nothing is rejected for them here:
+            see `facts.judge`.
 
     Returns:
-        How long the clip is and how much of it was written.
+        The clip's facts with the sound that was written.
 
     Raises:
-        BadRecordError: At `decode`: `truncated`, `not_finite`, `silent`, `clip_too_short`,
-            `clip_too_long`, `decode_failed`.
+        BadRecordError: At `decode`: `truncated`, `not_finite`, `decode_failed`, or `clip_too_long`
+            for a stream of more than a day.
         DiskError: The scratch folder's disk is full.
     """
-    ready = ready_samples(path, policy.sample_rate_hz)
-    if ready is not None and len(ready) <= max_duration_s(policy) * policy.sample_rate_hz:
-        return _pass_through(path, ready, destination, policy)
+    limit_s, rate_hz = max_duration_s(policy), policy.sample_rate_hz
+    ready = ready_samples(path, rate_hz)
+    if ready is not None and len(ready) <= limit_s * rate_hz:
+        # it is, byte for byte, what decoding it would write
+        hand_on(path, destination)
+        lasts_s = round(len(ready) / rate_hz, 6)
+        sound = HeardSound(rate_hz, None, lasts_s, _peak(ready) / 32768, pcm_digest(ready, rate_hz))
+        return ClipFacts("wav", facts_version("wav"), lasts_s, sounds=(sound,))
     mixer = _Mixer()
-    samples, rate_hz, duration_s = _heard_of(path, policy, mixer.mixed)
-    if _peak(samples) < mixer.peak * _CANCELLED:
+    heard = _heard_of(path, policy, mixer.mixed)
+    if _peak(heard.samples) < mixer.peak * _CANCELLED:
         _heard_of(path, policy, mixer.compared)
-        samples, rate_hz, duration_s = _heard_of(path, policy, mixer.loudest)
-    check_duration(duration_s, policy, Stage.DECODE)
-    if policy.silence is Silence.REJECT:
-        _check_loud(_peak(samples), policy.silence_dbfs)
-    heard_s = duration_s if duration_s <= max_duration_s(policy) else len(samples) / rate_hz
-    pcm = to_pcm16(resample(samples, rate_hz, policy.sample_rate_hz))
-    write_wav(destination, pcm, policy.sample_rate_hz)
-    return DecodedClip(duration_s=duration_s, heard_s=round(heard_s, 6))
-
-
-def _pass_through(
-    path: Path, samples: NDArray[np.int16], destination: Path, policy: AudioSettings
-) -> DecodedClip:
-    """Hand on a clip that is, byte for byte, what decoding it would write."""
-    duration_s = round(len(samples) / policy.sample_rate_hz, 6)
-    check_duration(duration_s, policy, Stage.DECODE)
-    if policy.silence is Silence.REJECT:
-        _check_loud(_peak(samples) / 32768, policy.silence_dbfs)
-    hand_on(path, destination)
-    return DecodedClip(duration_s=duration_s, heard_s=duration_s)
+        heard = _heard_of(path, policy, mixer.loudest)
+    version = facts_version(heard.container)
+    if heard.duration_s is None:
+        return ClipFacts(heard.container, version, longer_than_s=limit_s)
+    if heard.duration_s == 0:
+        return ClipFacts(heard.container, version, heard.duration_s)
+    cut_s = limit_s if heard.duration_s > limit_s else None
+    if cut_s is not None and policy.too_long is TooLong.REJECT:
+        return ClipFacts(heard.container, version, heard.duration_s)
+    heard_s = heard.duration_s if cut_s is None else len(heard.samples) / heard.rate_hz
+    pcm = to_pcm16(resample(heard.samples, heard.rate_hz, rate_hz))
+    write_wav(destination, pcm, rate_hz)
+    sound = HeardSound(
+        rate_hz, cut_s, round(heard_s, 6), _peak(heard.samples), pcm_digest(pcm, rate_hz)
+    )
+    return ClipFacts(heard.container, version, heard.duration_s, sounds=(sound,))
 
 
 def warm_up() -> None:
@@ -133,8 +139,8 @@ def to_pcm16(samples: Samples) -> NDArray[np.int16]:
     return np.clip(scaled, -32768, 32767, out=scaled).astype(np.int16)
 
 
-def _heard_of(path: Path, policy: AudioSettings, mono: Mono) -> tuple[Samples, int, float]:
-    """The part the model hears, its rate, and the whole clip's duration.
+def _heard_of(path: Path, policy: AudioSettings, mono: Mono) -> _Heard:
+    """The part the model hears.
 
     Where one decoder fails another is asked, held to the same length.
     """
@@ -149,28 +155,33 @@ def _heard_of(path: Path, policy: AudioSettings, mono: Mono) -> tuple[Samples, i
                 return _heard(second, policy, mono)
 
 
-def _heard(sound: Sound, policy: AudioSettings, mono: Mono) -> tuple[Samples, int, float]:
+def _heard(sound: Sound, policy: AudioSettings, mono: Mono) -> _Heard:
     wanted = math.floor(max_duration_s(policy) * sound.sample_rate_hz)
-    reject = policy.too_long is TooLong.REJECT
     kept: list[Samples] = []
-    frames = 0
+    frames: int | None = 0
+    read = 0
     for block in sound.blocks():
-        if frames < wanted:
-            kept.append(mono(block[: wanted - frames]))
-        frames += len(block)
-        if frames <= wanted:
+        if read < wanted:
+            kept.append(mono(block[: wanted - read]))
+        read += len(block)
+        if read <= wanted:
             continue
-        if reject or frames > _ABSURD_S * sound.sample_rate_hz:
-            limit_s = max_duration_s(policy) if reject else _ABSURD_S
-            raise _rejected(Reason.CLIP_TOO_LONG, f"the clip lasts longer than {limit_s:g} s")
         if sound.frames is not None and sound.frames > wanted:
             # the header tells the rest: no need to decode what nobody hears
             frames = sound.frames
             break
+        if policy.too_long is TooLong.REJECT:
+            frames = None
+            break
+        if read > _ABSURD_S * sound.sample_rate_hz:
+            detail = f"the clip lasts longer than {_ABSURD_S:g} s"
+            raise _rejected(Reason.CLIP_TOO_LONG, detail)
     else:
-        _check_whole(sound, frames)
+        frames = read
+        _check_whole(sound, read)
     samples = np.concatenate(kept) if kept else np.zeros(0, dtype=np.float32)
-    return samples, sound.sample_rate_hz, round(frames / sound.sample_rate_hz, 6)
+    lasts_s = None if frames is None else round(frames / sound.sample_rate_hz, 6)
+    return _Heard(samples, sound.sample_rate_hz, lasts_s, sound.container)
 
 
 class _Mixer:
@@ -231,15 +242,6 @@ def _check_whole(sound: Sound, frames: int) -> None:
 def _peak(samples: Samples | NDArray[np.int16]) -> float:
     """The largest absolute value; without an array of absolute values, which int16 has not all."""
     return max(float(samples.max(initial=0)), -float(samples.min(initial=0)))
-
-
-def _check_loud(peak: float, silence_dbfs: float) -> None:
-    if peak < 10 ** (silence_dbfs / 20):
-        level = f"{20 * math.log10(peak):.1f} dBFS" if peak > 0 else "digital silence"
-        detail = (
-            f"the clip is silent: its peak is {level}, below the threshold of {silence_dbfs:g} dBFS"
-        )
-        raise _rejected(Reason.SILENT, detail)
 
 
 def _rejected(reason: Reason, detail: str) -> BadRecordError:

@@ -11,20 +11,16 @@ from earwitness.audio.blocks import TOLERANCE_S
 from earwitness.audio.sound import opened
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason, Rejection, Stage
-from earwitness.settings import TooLong
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from earwitness.audio.sound import Sound
-    from earwitness.settings import AudioSettings
 
 MAX_CHANNELS = 8
 MIN_RATE_HZ = 4_000
 MAX_RATE_HZ = 384_000
-DEFAULT_MAX_DURATION_S = 30.0
-"""What Qwen2-Audio hears; used where neither settings nor the model name a limit."""
 
 _WIDTHS = {
     "pcm_s8": 1,
@@ -63,37 +59,28 @@ class ProbedClip:
     duration_s: float | None
 
 
-def max_duration_s(policy: AudioSettings) -> float:
-    """The longest clip the model hears under this policy."""
-    return policy.max_duration_s or DEFAULT_MAX_DURATION_S
-
-
-def probe(path: Path, policy: AudioSettings) -> ProbedClip:
+def probe(path: Path) -> ProbedClip:
     """Look at a clip's header and length, without decoding it.
 
     Args:
         path: The clip on local disk.
-        policy: Limits to hold it against.
 
     Returns:
         What the header says.
 
     Raises:
-        BadRecordError: At `validate`: `not_audio`, `truncated`, `unsupported_audio`,
-            `clip_too_short`, `clip_too_long`, or `decode_failed` for a header too damaged to read.
+        BadRecordError: At `validate`: `not_audio`, `truncated`, `unsupported_audio`, or
+            `decode_failed` for a header too damaged to read.
     """
     with open_clip(path) as sound:
         frames = sound.frames
-        clip = ProbedClip(
+        return ProbedClip(
             container=sound.container,
             codec=sound.codec,
             sample_rate_hz=sound.sample_rate_hz,
             channels=sound.channels,
             duration_s=None if frames is None else round(frames / sound.sample_rate_hz, 6),
         )
-    if clip.duration_s is not None:
-        check_duration(clip.duration_s, policy, Stage.VALIDATE)
-    return clip
 
 
 @contextmanager
@@ -147,22 +134,6 @@ def _little(missing: int, sound: Sound) -> bool:
 def _truncated(missing: int) -> BadRecordError:
     detail = f"the clip is cut off: {missing:,} bytes that its header announces are missing"
     return _rejected(Reason.TRUNCATED, detail)
-
-
-def check_duration(duration_s: float, policy: AudioSettings, stage: Stage) -> None:
-    """Hold a clip's duration against the policy.
-
-    Raises:
-        BadRecordError: `clip_too_short`, or `clip_too_long` where policy is to reject.
-    """
-    if duration_s < policy.min_duration_s or duration_s == 0:
-        detail = f"the clip lasts {duration_s:g} s, and the shortest allowed is "
-        detail += f"{policy.min_duration_s:g} s"
-        raise _rejected(Reason.CLIP_TOO_SHORT, detail, stage)
-    longest_s = max_duration_s(policy)
-    if duration_s > longest_s and policy.too_long is TooLong.REJECT:
-        detail = f"the clip lasts {duration_s:g} s, and the model hears at most {longest_s:g} s"
-        raise _rejected(Reason.CLIP_TOO_LONG, detail, stage)
 
 
 def _check_shape(sound: Sound) -> None:

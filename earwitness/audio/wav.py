@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -52,6 +53,18 @@ def write_wav(destination: Path, pcm: NDArray[np.int16], rate_hz: int) -> None:
         rest = memoryview(wav_header(len(pcm), rate_hz) + pcm.astype("<i2").tobytes())
         while rest:
             rest = rest[file.write(rest) :]
+
+
+def pcm_digest(pcm: NDArray[np.int16], rate_hz: int) -> str:
+    """The identity of a sound: hex SHA-256 of its rate and samples, as an engine gets them.
+
+    Args:
+        pcm: The samples, mono.
+        rate_hz: Their rate.
+    """
+    digest = hashlib.sha256(b"%d\0" % rate_hz)
+    digest.update(np.ascontiguousarray(pcm, "<i2").data)
+    return digest.hexdigest()
 
 
 def ready_samples(path: Path, rate_hz: int) -> NDArray[np.int16] | None:

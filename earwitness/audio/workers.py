@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import IO
 
-    from earwitness.audio.decode import DecodedClip
     from earwitness.audio.probe import ProbedClip
+    from earwitness.records import ClipFacts
     from earwitness.settings import AudioSettings
 
 T = TypeVar("T")
@@ -83,25 +83,23 @@ class DecodePool:
         self._closed = threading.Event()
         _count_pools(1)
 
-    def probe(self, path: Path, policy: AudioSettings) -> Future[ProbedClip]:
+    def probe(self, path: Path) -> Future[ProbedClip]:
         """`earwitness.audio.probe.probe`, in a worker."""
-        return self._threads.submit(self._run, Stage.VALIDATE, probing.probe, path, policy)
+        return self._threads.submit(self._run, Stage.VALIDATE, probing.probe, path)
 
-    def decode(self, path: Path, destination: Path, policy: AudioSettings) -> Future[DecodedClip]:
+    def decode(self, path: Path, destination: Path, policy: AudioSettings) -> Future[ClipFacts]:
         """`earwitness.audio.decode.decode`, in a worker."""
         job = partial(self._run, Stage.DECODE, decoding.decode)
         return self._threads.submit(job, path, destination, policy)
 
-    def probe_each(
-        self, paths: Sequence[Path], policy: AudioSettings
-    ) -> Future[list[ProbedClip | Rejection]]:
+    def probe_each(self, paths: Sequence[Path]) -> Future[list[ProbedClip | Rejection]]:
         """`probe` of several clips in one worker; rejections come in the place of results."""
-        many = [(path, policy) for path in paths]
+        many = [(path,) for path in paths]
         return self._threads.submit(self._run_each, Stage.VALIDATE, probing.probe, many)
 
     def decode_each(
         self, files: Sequence[tuple[Path, Path]], policy: AudioSettings
-    ) -> Future[list[DecodedClip | Rejection]]:
+    ) -> Future[list[ClipFacts | Rejection]]:
         """`decode` of several clips in one worker, each with its destination; likewise."""
         many = [(path, destination, policy) for path, destination in files]
         return self._threads.submit(self._run_each, Stage.DECODE, decoding.decode, many)

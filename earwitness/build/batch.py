@@ -18,10 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
+from earwitness.audio.facts import judge, sound_of
 from earwitness.build.layout import work_path
 from earwitness.cache.tables import (
+    HEARD_CLIPS,
     OUTCOME_COLUMNS,
     ClipSighting,
+    heard_clips,
     outcome_from_row,
     outcome_row,
     sighting_from_row,
@@ -30,7 +33,15 @@ from earwitness.cache.tables import (
 from earwitness.cache.writing import parquet_bytes
 from earwitness.engine.account import NOTHING_BOOKED, Booking
 from earwitness.identity import KEY_VERSION
-from earwitness.records import TRANSIENT_REASONS, HeardClip, Outcome, Reason, Rejection
+from earwitness.records import (
+    TRANSIENT_REASONS,
+    ClipFacts,
+    HeardClip,
+    HeardSound,
+    Outcome,
+    Reason,
+    Rejection,
+)
 from earwitness.scratch import scratch_errors
 
 if TYPE_CHECKING:
@@ -38,6 +49,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from earwitness.build.layout import Build
+    from earwitness.settings import AudioSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,27 +78,53 @@ class BatchRef:
 
 @dataclass(slots=True)
 class ClipState:
-    """One clip of a batch, by content once fetched; `stamp` is what resolve saw of it."""
+    """One clip of a batch.
+
+    Attributes:
+        uri: Its address.
+        stamp: Storage's stamp, as resolve saw it, then as fetch did.
+        sha256: Of its bytes, once they are known.
+        rejection: Why no record with this clip is asked.
+        seen: What earlier builds know of it; holds for equal bytes.
+        facts: What is known of its bytes.
+        sound: The sound it has under the build's settings, once it was made.
+    """
 
     uri: str
     stamp: str = ""
     sha256: str | None = None
     rejection: Rejection | None = None
-    heard: HeardClip | None = None
+    seen: ClipSighting | None = None
+    facts: ClipFacts | None = None
+    sound: HeardSound | None = None
+
+    def learn(self, facts: ClipFacts, policy: AudioSettings) -> None:
+        """Take facts about the clip's bytes, and hold them against the build's settings."""
+        self.facts = facts
+        self.rejection = judge(facts, policy)
+        self.sound = sound_of(facts, policy)
+
+    @property
+    def heard(self) -> HeardClip | None:
+        """The clip as the model hears it; None as long as that is not known."""
+        if self.sha256 is None or self.sound is None or self.facts is None:
+            return None
+        return HeardClip(self.sha256, self.facts.duration_s or 0.0, self.sound.heard_s)
 
 
 @dataclass(slots=True)
 class RowState:
     """One record of a batch; `outcome` is set as soon as it is decided.
 
-    `reused`: the outcome is one that the cache held before this build. `strikes`: see
-    `Rejection.strikes`, as earlier builds counted them.
+    `heard`: its clips, once all are known. `reused`: the outcome is one that the cache held before
+    this build. `strikes`: see `Rejection.strikes`, as earlier builds counted them.
     """
 
     row: int
     clips: list[str]
     messages: list[Any]
     cache_key: str = ""
+    heard: tuple[HeardClip, ...] = ()
     outcome: Outcome | None = None
     reused: bool = False
     strikes: int = 0
@@ -94,11 +132,10 @@ class RowState:
 
 @dataclass(slots=True)
 class Batch:
-    """The records of a batch, their clips by URI, and what fetching told of these."""
+    """The records of a batch and their clips by URI."""
 
     rows: list[RowState]
     clips: dict[str, ClipState] = field(default_factory=dict)
-    sightings: list[ClipSighting] = field(default_factory=list)
 
     def open_rows(self) -> list[RowState]:
         """Records whose outcome is not decided yet."""
@@ -138,13 +175,36 @@ class Batch:
                 if rejection is not None:
                     where = f"clip {number} of {len(row.clips)}: " if len(row.clips) > 1 else ""
                     told = Rejection(rejection.stage, rejection.reason, where + rejection.detail)
-                    heard = tuple(
-                        clip.heard for clip in map(self.clips.__getitem__, row.clips) if clip.heard
-                    )
+                    states = map(self.clips.__getitem__, row.clips)
+                    heard = tuple(heard for clip in states if (heard := clip.heard))
                     row.outcome = Outcome(
                         row.cache_key, None, told, clips=heard, max_tokens=max_tokens
                     )
                     break
+
+    def sightings(self) -> list[ClipSighting]:
+        """What the batch's stages found out about its clips, for the builds after this one."""
+        found = map(_sighting, self.clips.values())
+        return [sighting for sighting in found if sighting is not None]
+
+
+def _sighting(clip: ClipState) -> ClipSighting | None:
+    if clip.sha256 is not None:
+        return ClipSighting(clip.uri, clip.stamp, clip.sha256, None, clip.facts)
+    rejection = clip.rejection
+    if rejection is None or rejection.transient or rejection.reason in _JUDGED_ANEW:
+        return None
+    if rejection.reason is Reason.CLIP_MISSING:
+        # under no stamp: it is known as missing, and looked for again all the same
+        return ClipSighting(clip.uri, "", None, rejection)
+    # storage that denies reading may deny a stamp, too
+    if clip.stamp or rejection.reason is Reason.ACCESS_DENIED:
+        return ClipSighting(clip.uri, clip.stamp, None, rejection)
+    return None
+
+
+_JUDGED_ANEW = {Reason.ADDRESS_REFUSED, Reason.CLIP_TOO_LARGE}
+"""They say nothing about the clip: another build may allow what this one does not."""
 
 
 def failed_clip(clips: Sequence[str], rejection: Rejection) -> str:
@@ -205,6 +265,7 @@ _SEGMENT_SCHEMA = pa.schema(
         pa.field("cache_key", pa.string()),
         pa.field("reused", pa.bool_()),
         *OUTCOME_COLUMNS,
+        pa.field("clips", HEARD_CLIPS),
     ]
 )
 _SIGHTINGS_KEY = b"earwitness.sightings"
@@ -234,6 +295,7 @@ def decided_table(decided: Iterable[Decided]) -> pa.Table:
             "cache_key": one.outcome.cache_key,
             "reused": one.reused,
             **outcome_row(one.outcome),
+            "clips": heard_clips(one.outcome),
         }
         for one in decided
     ]

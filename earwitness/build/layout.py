@@ -11,13 +11,14 @@ from pydantic import BaseModel, ConfigDict
 
 from earwitness.build.account import Account
 from earwitness.cache import SegmentCache, shared_tables
-from earwitness.errors import BuildNotFoundError
+from earwitness.errors import BuildNotFoundError, BuildVersionError
 from earwitness.records import Json
 from earwitness.settings import BuildSettings
 from earwitness.storage import Store
 from earwitness.strict_json import json_document
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
+"""Raised when a build's files, or the keys of its stored answers, mean something else."""
 _READERS = 16
 
 FILE_FOLDERS = ("data", "jsonl", "rejected")
@@ -196,16 +197,29 @@ class Build:
 
         Raises:
             BuildNotFoundError: The build does not exist or was never planned to the end.
+            BuildVersionError: Another version of earwitness planned it.
         """
         try:
-            plan = Plan.model_validate_json(self.store.read_bytes("plan.json"))
+            data = self.store.read_bytes("plan.json")
         except FileNotFoundError:
             raise BuildNotFoundError(
                 f"there is no planned build at {self.uri} (plan.json is missing)"
             ) from None
+        self._check_version(data)
+        plan = Plan.model_validate_json(data)
         # an output that was moved or copied is continued where it is, not where it was
         here = plan.settings.model_copy(update={"output": self.output.root})
         return plan.model_copy(update={"settings": here})
+
+    def _check_version(self, plan: bytes) -> None:
+        found = json.loads(plan)
+        version = found.get("version") if isinstance(found, dict) else None
+        if version != PLAN_VERSION:
+            raise BuildVersionError(
+                f"another version of earwitness planned the build {self.uri} (its plan has version "
+                f"{version}, this earwitness reads version {PLAN_VERSION}), and its stored answers "
+                "cannot be reused: build into another output folder"
+            )
 
     @property
     def gates(self) -> Gates:

@@ -6,8 +6,9 @@ import asyncio
 from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeVar
 
+from earwitness.audio.facts import facts_version, faulty, with_earlier_sounds
 from earwitness.audio.workers import SEVERAL_CLIPS
-from earwitness.records import HeardClip, Rejection
+from earwitness.records import ClipFacts, Rejection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from earwitness.build.batch import Batch, ClipState
     from earwitness.runtime import Runtime
+    from earwitness.settings import AudioSettings
 
 T = TypeVar("T")
 
@@ -25,15 +27,20 @@ async def validate_batch(runtime: Runtime, batch: Batch, folder: Path) -> None:
 
     Args:
         runtime: Gives the worker processes and the policy.
-        batch: Clips that cannot be heard get a rejection.
+        batch: Clips that cannot be heard get a rejection. Clips whose facts are known were checked
+            before.
         folder: Where the clips lie.
     """
-    pool, policy = runtime.pool, runtime.settings.audio
-    clips = batch.open_clips()
-    parts = [pool.probe_each([folder / sha for sha in part], policy) for part in _parts(clips)]
+    policy = runtime.settings.audio
+    clips = {sha: one for sha, one in batch.open_clips().items() if one[0].facts is None}
+    parts = [runtime.pool.probe_each([folder / sha for sha in part]) for part in _parts(clips)]
     for states, found in zip(clips.values(), await _in_order(parts), strict=True):
         if isinstance(found, Rejection):
-            _reject(states, found)
+            _reject(states, found, policy)
+            continue
+        facts = ClipFacts(found.container, facts_version(found.container), found.duration_s)
+        for state in states:
+            state.learn(facts, policy)
     batch.reject_rows(runtime.settings.max_tokens)
 
 
@@ -42,22 +49,22 @@ async def decode_batch(runtime: Runtime, batch: Batch, clips: Path, audio: Path)
 
     Args:
         runtime: Gives the worker processes and the policy.
-        batch: Clips are marked as heard or rejected.
+        batch: Clips get their sound or a rejection.
         clips: Where the fetched clips lie.
         audio: Where `<sha256>.wav` goes; exists.
     """
-    pool, policy = runtime.pool, runtime.settings.audio
+    policy = runtime.settings.audio
     wanted = batch.open_clips()
     parts = [
-        pool.decode_each([(clips / sha, audio / f"{sha}.wav") for sha in part], policy)
+        runtime.pool.decode_each([(clips / sha, audio / f"{sha}.wav") for sha in part], policy)
         for part in _parts(wanted)
     ]
-    for (sha, states), found in zip(wanted.items(), await _in_order(parts), strict=True):
+    for states, found in zip(wanted.values(), await _in_order(parts), strict=True):
         if isinstance(found, Rejection):
-            _reject(states, found)
+            _reject(states, found, policy)
             continue
         for state in states:
-            state.heard = HeardClip(sha, found.duration_s, found.heard_s)
+            state.learn(with_earlier_sounds(found, state.facts), policy)
     batch.reject_rows(runtime.settings.max_tokens)
 
 
@@ -73,6 +80,9 @@ async def _in_order(parts: Sequence[Future[list[T]]]) -> list[T]:
     return list(chain.from_iterable(found))
 
 
-def _reject(states: Iterable[ClipState], rejection: Rejection) -> None:
+def _reject(states: Iterable[ClipState], rejection: Rejection, policy: AudioSettings) -> None:
     for state in states:
-        state.rejection = rejection
+        if rejection.transient:
+            state.rejection = rejection
+        else:
+            state.learn(faulty(rejection), policy)

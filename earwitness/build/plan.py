@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from itertools import islice
@@ -84,7 +85,7 @@ def find_unpublished(output: str, identity: str, stamp: str) -> Build | None:
         try:
             plan = build.plan
         except (BuildNotFoundError, ValueError):
-            continue  # killed before it was planned, or written by another version
+            continue  # killed before it was planned, or damaged
         # newer than what latest.json points at: killed before the pointer was moved
         if build.published and plan.planned_at <= pointed:
             continue
@@ -116,11 +117,13 @@ def plan_build(
     Raises:
         ManifestError: The manifest as a whole cannot be read.
         SettingsError: A manifest field is named like one of ours.
+        BuildVersionError: The output's builds are another version's.
     """
     try:
         return build.plan
     except BuildNotFoundError:
         pass
+    _check_versions(build.output.root)
     linter = Linter(lint_rules(settings, settings.question))
     size = settings.layout.shard_rows
     with open_manifest(settings.manifest, max_line_bytes=settings.input.max_line_bytes) as source:
@@ -145,7 +148,7 @@ def plan_build(
         settings=settings.model_copy(update={"manifest": without_secrets(settings.manifest)}),
         model=asdict(model),
         identity=plan_identity(settings, model),
-        question_digest=question_digest(model, settings.sampling, settings.audio),
+        question_digest=question_digest(model, settings.sampling),
         fields=fields.finish().to_json(),
         rows=sum(shard.rows for shard in shards),
         shards=tuple(shards),
@@ -153,6 +156,14 @@ def plan_build(
     build.set_gates(first_gates(settings))
     build.store.write_bytes("plan.json", plan.to_bytes())
     return plan
+
+
+def _check_versions(output: str) -> None:
+    """Refuse an output whose newest build another version planned."""
+    for name in sorted(Store(output).folders("builds"), key=_started, reverse=True):
+        with suppress(BuildNotFoundError, ValueError):  # not planned to its end, or damaged
+            _ = Build(output, name).plan
+            return
 
 
 def copy_plan(source: Build, target: Build, planned_at: datetime, gates: Gates) -> Plan:

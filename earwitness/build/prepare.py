@@ -17,6 +17,7 @@ from earwitness.addresses import (
     parent_uri,
     split_protocol,
 )
+from earwitness.audio.facts import DEFAULT_MAX_DURATION_S
 from earwitness.credentials import check_engine, check_no_secret
 from earwitness.engine.client import Engine
 from earwitness.engine.given import check_addresses
@@ -27,9 +28,6 @@ from earwitness.settings import QUESTIONS, BuildSettings, LayoutSettings
 _WORD = re.compile(r"[\w./-]+")
 _PATIENCE_S = 30.0
 """How long a given engine may take to say what it serves, before anything is planned."""
-
-DEFAULT_MAX_DURATION_S = 30.0
-"""What Whisper-style encoders (Qwen2-Audio's among them) hear at most."""
 
 
 def resolve_settings(settings: BuildSettings) -> BuildSettings:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 
+from earwitness.audio.facts import are_current, judge
 from earwitness.audio.stat import stat_clips
 from earwitness.build.batch import (
     SEGMENT_GROUP_ROWS,
@@ -37,11 +38,12 @@ from earwitness.manifest.planned import parse_asked, parse_clips, parse_plan_lin
 from earwitness.records import Reason, Rejection, Stage, Stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from earwitness.build.layout import Build
     from earwitness.records import PlannedRow
     from earwitness.runtime import Runtime, ShardMemory
+    from earwitness.settings import AudioSettings
 
     Stamps = dict[str, Stamp | Rejection | None]
 
@@ -175,9 +177,7 @@ def _look_up(build: Build, shard: int, batch: Batch, stamps: Stamps) -> None:
     """Decide what can be decided without reading a clip."""
     _recognise(build, shard, batch, stamps)
     batch.reject_rows(build.plan.settings.max_tokens)
-    known = [row for row in batch.open_rows() if all(batch.clips[uri].sha256 for uri in row.clips)]
-    key_rows(Batch(known, batch.clips), build.plan.question_digest)
-    recall_rows(build, known, shard_mark(shard))
+    recall_rows(build, key_rows(batch, build.plan.question_digest), shard_mark(shard))
 
 
 class _Batches:
@@ -198,7 +198,8 @@ class _Batches:
             self._rows.append(RowState(row.row, row.clips, row.messages))
             self.clips.update(row.clips)
             for uri in row.clips:
-                self._clips[uri] = ClipState(uri, batch.clips[uri].stamp)
+                known = batch.clips[uri]
+                self._clips[uri] = ClipState(uri, known.stamp, seen=known.seen)
             if len(self._rows) == self._size:
                 self.flush()
 
@@ -302,15 +303,14 @@ def _lay_out(runtime: Runtime, of: BatchRef, number: int, batch: Batch) -> Batch
 
 
 def _recognise(build: Build, shard: int, batch: Batch, stamps: Stamps) -> None:
-    """Give clips seen before their SHA-256, and reject those known to be out of reach."""
+    """Give clips seen before what is known of them, and reject those known to be out of reach."""
     uris = [uri for uri in batch.clips if not isinstance(stamps[uri], Rejection)]
     keys = {uri_key(uri): uri for uri in uris}
-    again = set(build.gates.retry_reasons)
     known = {
         keys[key]: sighting_from_row(row)
         for key, row in build.sightings.find(list(keys), shard_mark(shard)).items()
     }
-    limit = build.plan.settings.audio.max_clip_bytes
+    policy, again = build.plan.settings.audio, set(build.gates.retry_reasons)
     for uri, clip in batch.clips.items():
         stamp = stamps[uri]
         if isinstance(stamp, Rejection):
@@ -318,15 +318,32 @@ def _recognise(build: Build, shard: int, batch: Batch, stamps: Stamps) -> None:
             continue
         if stamp is not None:
             clip.stamp = str(stamp)
-            clip.rejection = _size_rejection(stamp, limit)
+            clip.rejection = _size_rejection(stamp, policy.max_clip_bytes)
         seen = known.get(uri)
-        if seen is None or seen.stamp != clip.stamp:
-            continue
-        if seen.rejection is None:
-            clip.sha256 = seen.sha256
+        if seen is not None and clip.rejection is None:
+            _recall_clip(clip, seen, policy, again)
+
+
+def _recall_clip(
+    clip: ClipState, seen: ClipSighting, policy: AudioSettings, again: Collection[str]
+) -> None:
+    """Take what an earlier build knows of a clip, as far as it holds now."""
+    same = seen.stamp == clip.stamp
+    if seen.rejection is not None:
         # a clip that was missing is looked for each time
-        elif seen.rejection.reason not in {*again, Reason.CLIP_MISSING}:
+        if same and seen.rejection.reason not in {*again, Reason.CLIP_MISSING}:
             clip.rejection = seen.rejection
+        return
+    if seen.facts is None or not are_current(seen.facts):
+        return
+    rejection = judge(seen.facts, policy)
+    if rejection is not None and rejection.reason in again:
+        return
+    clip.seen = seen
+    # without a stamp nobody knows whether the bytes are still the same
+    if same and clip.stamp:
+        clip.sha256 = seen.sha256
+        clip.learn(seen.facts, policy)
 
 
 def _size_rejection(stamp: Stamp, limit: int) -> Rejection | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from earwitness.addresses import local_path
 from earwitness.build.layout import Build
 from earwitness.build.lease import lease_holder
-from earwitness.errors import BuildNotFoundError
+from earwitness.errors import BuildNotFoundError, BuildVersionError
 from earwitness.storage import Entry
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def look_at(output: str, names: Iterable[str]) -> list[SeenBuild]:
         if seen.planned:
             try:
                 seen.planned_at = build.plan.planned_at
-            except ValueError:
+            except (BuildVersionError, ValueError):
                 seen.trouble = f"the plan of {name} has an unknown version"
             except BuildNotFoundError:
                 seen.trouble = f"{name} was removed at the same time"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,11 @@ from earwitness.audio.fetch import unavailable
 from earwitness.audio.source import shown
 from earwitness.build.batch import Batch, Decided, Segment
 from earwitness.build.failures import check_missing, check_storage
-from earwitness.cache.tables import ClipSighting, outcome_from_row, still_right
+from earwitness.cache.tables import outcome_from_row, still_right
 from earwitness.engine.client import AskRequest
 from earwitness.errors import StorageUnavailableError
 from earwitness.identity import cache_key, request_seed
-from earwitness.records import TRANSIENT_REASONS, Answer, HeardClip, Outcome, Reason, Stage
+from earwitness.records import TRANSIENT_REASONS, Answer, Outcome, Reason, Stage
 from earwitness.unexpected import rejection_of
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ async def fetch_batch(
     Args:
         runtime: Gives the fetcher.
         memory: Fetches of the shard's other batches in flight; their clips are linked, not fetched.
-        batch: Its clips get content or a rejection; sightings are added.
+        batch: Its clips get content, what earlier builds know of it, or a rejection.
         folder: Content-addressed folder of this batch's clips; exists.
         clips_in_shard: Distinct clips of the shard that have to be fetched, which failures that
             will pass are held against; None: nothing.
@@ -58,7 +59,7 @@ async def fetch_batch(
     limit = runtime.settings.audio.max_clip_bytes
     wanted = dict.fromkeys(uri for row in batch.open_rows() for uri in row.clips)
 
-    async def bring(clip: ClipState) -> ClipSighting | None:
+    async def bring(clip: ClipState) -> None:
         why = ""
         try:
             fetched = await _fetch_once(runtime, memory, clip.uri, folder, limit)
@@ -75,32 +76,15 @@ async def fetch_batch(
                 memory.missing_clips.add(clip.uri)
                 if memory.most_missing is not None:
                     check_missing(memory.missing_clips, memory.clips, memory.most_missing)
-            return _refusal(clip)
+            return
         clip.sha256 = fetched.sha256
-        if fetched.stamp is None:
-            return None
-        return ClipSighting(clip.uri, str(fetched.stamp), fetched.sha256)
+        clip.stamp = str(fetched.stamp) if fetched.stamp is not None else ""
+        seen = clip.seen
+        if seen is not None and seen.facts is not None and seen.sha256 == fetched.sha256:
+            clip.learn(seen.facts, runtime.settings.audio)
 
-    seen = await asyncio.gather(*(bring(batch.clips[uri]) for uri in wanted))
-    batch.sightings += [sighting for sighting in seen if sighting is not None]
+    await asyncio.gather(*(bring(batch.clips[uri]) for uri in wanted))
     batch.reject_rows(runtime.settings.max_tokens)
-
-
-def _refusal(clip: ClipState) -> ClipSighting | None:
-    """What to remember of a clip that could not be had, so that it is not tried every night."""
-    rejection = clip.rejection
-    if rejection is None or rejection.transient:
-        return None
-    if rejection.reason is Reason.ADDRESS_REFUSED:
-        # it says nothing about the clip: another build may allow what this one does not
-        return None
-    if rejection.reason is Reason.CLIP_MISSING:
-        # under no stamp: it is known as missing, and looked for again all the same
-        return ClipSighting(clip.uri, "", None, rejection)
-    # storage that denies reading may deny a stamp, too
-    if clip.stamp or rejection.reason is Reason.ACCESS_DENIED:
-        return ClipSighting(clip.uri, clip.stamp, None, rejection)
-    return None
 
 
 async def _fetch_once(
@@ -169,7 +153,7 @@ def recall_duplicates(build: Build, memory: ShardMemory, rows: Sequence[RowState
     for path, by_key in wanted.items():
         for one in _stored(build, path, by_key):
             for row in by_key[one.outcome.cache_key]:
-                row.outcome, row.reused = one.outcome, one.reused
+                row.outcome, row.reused = replace(one.outcome, clips=row.heard), one.reused
 
 
 def _stored(build: Build, path: str, keys: Collection[str]) -> Iterator[Decided]:
@@ -181,16 +165,26 @@ def _stored(build: Build, path: str, keys: Collection[str]) -> Iterator[Decided]
                 yield one
 
 
-def key_rows(batch: Batch, question: str) -> None:
-    """Give every undecided record whose clips are known its cache key.
+def key_rows(batch: Batch, question: str) -> list[RowState]:
+    """Give every undecided record whose sounds are known its cache key.
 
     Args:
-        batch: A fetched batch.
+        batch: A batch.
         question: The build's question digest.
+
+    Returns:
+        The records that have got one now.
     """
+    keyed = []
     for row in batch.open_rows():
-        hashes = [batch.clips[uri].sha256 for uri in row.clips]
-        row.cache_key = cache_key([sha for sha in hashes if sha], row.messages, question)
+        clips = [batch.clips[uri] for uri in row.clips]
+        sounds = [clip.sound.pcm_sha256 for clip in clips if clip.sound is not None]
+        if row.cache_key or len(sounds) < len(clips):
+            continue
+        row.cache_key = cache_key(sounds, row.messages, question)
+        row.heard = tuple(heard for clip in clips if (heard := clip.heard))
+        keyed.append(row)
+    return keyed
 
 
 def recall_rows(build: Build, rows: Sequence[RowState], near: str) -> None:
@@ -216,7 +210,7 @@ def recall_rows(build: Build, rows: Sequence[RowState], near: str) -> None:
             continue
         outcome = outcome_from_row(row.cache_key, known)
         if still_right(outcome, settings.max_tokens, settings.engine.max_model_len):
-            row.outcome, row.reused = outcome, True
+            row.outcome, row.reused = replace(outcome, clips=row.heard), True
 
 
 async def generate_batch(
@@ -247,14 +241,15 @@ async def generate_batch(
             stored = bytes.fromhex(row.cache_key) in memory.answered
             asked_here = question is None and not stored
             if question is None:
-                heard = tuple(clip.heard for uri in row.clips if (clip := batch.clips[uri]).heard)
                 row.strikes = max(row.strikes, memory.strikes.get(row.cache_key, 0))
-                ask = partial(_ask, runtime, row, heard, audio)
+                ask = partial(_ask, runtime, row, audio)
                 finding = _find_out(build, memory, row.cache_key, ask)
                 question = asyncio.ensure_future(finding)
                 memory.question(row.cache_key, question)
             # it is the shard's question: other batches wait for it, whatever becomes of this one
             outcome, reused = await asyncio.shield(question)
+            # equal sounds may be of other clips
+            outcome = replace(outcome, clips=row.heard)
         memory.advance(row.row, outcome, generated=asked_here)
         return Decided(row.row, outcome, reused)
 
@@ -276,13 +271,11 @@ async def _find_out(
     return await ask(), False
 
 
-async def _ask(
-    runtime: Runtime, row: RowState, heard: tuple[HeardClip, ...], audio: Path
-) -> Outcome:
+async def _ask(runtime: Runtime, row: RowState, audio: Path) -> Outcome:
     settings = runtime.settings
     request = AskRequest(
         messages=tuple(row.messages),
-        clips=tuple(audio / f"{clip.sha256}.wav" for clip in heard),
+        clips=tuple(audio / f"{clip.sha256}.wav" for clip in row.heard),
         sampling=settings.sampling,
         max_tokens=settings.max_tokens,
         seed=None if settings.sampling.seed is None else request_seed(row.cache_key),
@@ -295,5 +288,5 @@ async def _ask(
         said = rejection_of(error, Stage.GENERATE, f"row {row.row}")
     limits = (settings.max_tokens, settings.engine.max_model_len)
     if isinstance(said, Answer):
-        return Outcome(row.cache_key, said, None, heard, *limits)
-    return Outcome(row.cache_key, None, said, heard, *limits)
+        return Outcome(row.cache_key, said, None, row.heard, *limits)
+    return Outcome(row.cache_key, None, said, row.heard, *limits)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from earwitness.audio.facts import sound_of
 from earwitness.build.resolve import read_lines
 from earwitness.cache.index import prefixes
 from earwitness.cache.tables import sighting_from_row, uri_key
@@ -34,9 +35,6 @@ _READERS = 16
 _CHUNK_ROWS = 4096
 _PREFIX_DIGITS = 16
 """Hex digits of a key that its prefix in the index holds."""
-
-_UNKEYED = frozenset({Stage.PLAN, Stage.RESOLVE, Stage.FETCH})
-"""Rows rejected here never had a cache key: their clips' content is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +162,12 @@ class _Shard:
                         yield row[self._column]["cache_key"]
 
     def _refused(self, receipt: Receipt) -> Iterator[int]:
-        """Rows whose rejection has a cache key."""
+        """Rows whose rejection has a cache key: what an engine said of them."""
         for file in receipt.files:
             if file.path.startswith("rejected/"):
                 for row in self._lines(file.path):
                     why = row[self._column]
-                    if why["stage"] not in _UNKEYED:
+                    if why["stage"] == Stage.GENERATE:
                         yield why["row"]
 
     def _lines(self, path: str) -> Iterator[Json]:
@@ -185,11 +183,11 @@ class _Shard:
         if not chosen:
             return
         known = self._sightings.of(dict.fromkeys(uri for row in chosen for uri in row.clips))
-        digest = self._build.plan.question_digest
+        digest, policy = self._build.plan.question_digest, self._build.plan.settings.audio
         for row in chosen:
-            seen = [known.get(uri) for uri in row.clips]
-            hashes = [one.sha256 for one in seen if one is not None and one.sha256]
-            if len(hashes) == len(seen):
-                self._keys.append(cache_key(hashes, row.messages, digest))
-            elif wanted is not None and not any(one and one.rejection for one in seen):
+            facts = [one.facts for uri in row.clips if (one := known.get(uri)) and one.facts]
+            sounds = [sound.pcm_sha256 for one in facts if (sound := sound_of(one, policy))]
+            if len(sounds) == len(row.clips):
+                self._keys.append(cache_key(sounds, row.messages, digest))
+            elif wanted is not None:
                 self._unsure = True

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from earwitness.cache.segments import SegmentCache
-from earwitness.records import Answer, HeardClip, Outcome, Reason, Rejection, Stage
+from earwitness.records import (
+    Answer,
+    ClipFacts,
+    HeardClip,
+    HeardSound,
+    Outcome,
+    Reason,
+    Rejection,
+    Stage,
+)
 from earwitness.storage import Store
 
 if TYPE_CHECKING:
@@ -29,39 +38,56 @@ _OUTCOME_FIELDS: list[pa.Field[Any]] = [
     pa.field("reason", pa.string()),
     pa.field("detail", pa.string()),
     pa.field("strikes", pa.int32()),
-    pa.field("clips", HEARD_CLIPS),
     pa.field("max_tokens", pa.int32()),
     pa.field("max_model_len", pa.int32()),
 ]
 OUTCOME_COLUMNS = pa.schema(_OUTCOME_FIELDS)
 
-SIGHTING_COLUMNS = pa.schema(
-    [
-        pa.field("uri", pa.string()),
-        pa.field("stamp", pa.string()),
-        pa.field("sha256", pa.string()),
-        pa.field("stage", pa.string()),
-        pa.field("reason", pa.string()),
-        pa.field("detail", pa.string()),
-    ]
+_SOUNDS: Any = pa.list_(
+    pa.struct(
+        [
+            ("rate_hz", pa.int32()),
+            ("cut_s", pa.float64()),
+            ("heard_s", pa.float64()),
+            ("peak", pa.float64()),
+            ("pcm_sha256", pa.string()),
+        ]
+    )
 )
+_SIGHTING_FIELDS: list[pa.Field[Any]] = [
+    pa.field("uri", pa.string()),
+    pa.field("stamp", pa.string()),
+    pa.field("sha256", pa.string()),
+    pa.field("stage", pa.string()),
+    pa.field("reason", pa.string()),
+    pa.field("detail", pa.string()),
+    pa.field("container", pa.string()),
+    pa.field("facts_version", pa.int32()),
+    pa.field("duration_s", pa.float64()),
+    pa.field("longer_than_s", pa.float64()),
+    pa.field("sounds", _SOUNDS),
+]
+SIGHTING_COLUMNS = pa.schema(_SIGHTING_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
 class ClipSighting:
-    """What reading a URI once told: its content's SHA-256, or why it cannot be had.
+    """What reading a URI once told: its content's SHA-256 and facts, or why it cannot be had.
 
     Attributes:
         uri: The clip's address.
-        stamp: Storage's stamp at that read; while it stays equal, so does what was seen.
+        stamp: Storage's stamp at that read; while it stays equal, so does what was seen. Empty
+            where storage gives none: the clip is fetched again, and its facts hold for equal bytes.
         sha256: Hex digest of the bytes, or None with `rejection` set.
         rejection: A permanent rejection found at fetching.
+        facts: What is known of the bytes; None where they were not decoded.
     """
 
     uri: str
     stamp: str
     sha256: str | None
     rejection: Rejection | None = None
+    facts: ClipFacts | None = None
 
 
 def outcome_cache(store: Store) -> SegmentCache:
@@ -127,14 +153,13 @@ def outcome_row(outcome: Outcome) -> dict[str, Any]:
         "completion_tokens": answer.completion_tokens if answer else None,
         **_rejection_columns(outcome.rejection),
         "strikes": outcome.rejection.strikes if outcome.rejection else None,
-        "clips": heard_clips(outcome),
         "max_tokens": outcome.max_tokens,
         "max_model_len": outcome.max_model_len,
     }
 
 
 def outcome_from_row(cache_key: str, row: dict[str, Any]) -> Outcome:
-    """The outcome a row of `OUTCOME_COLUMNS` holds."""
+    """The outcome a row of `OUTCOME_COLUMNS` holds; with the record's clips where it has them."""
     rejection = _rejection(row)
     answer = None
     if rejection is None:
@@ -145,7 +170,7 @@ def outcome_from_row(cache_key: str, row: dict[str, Any]) -> Outcome:
         cache_key,
         answer,
         rejection,
-        tuple(HeardClip(**clip) for clip in row["clips"] or ()),
+        tuple(HeardClip(**clip) for clip in row.get("clips") or ()),
         row["max_tokens"],
         row["max_model_len"],
     )
@@ -162,17 +187,34 @@ def outcome_table(outcomes: Iterable[Outcome]) -> pa.Table:
 
 def sighting_row(sighting: ClipSighting) -> dict[str, Any]:
     """A sighting as a row of `SIGHTING_COLUMNS`."""
+    facts = sighting.facts
     return {
         "uri": sighting.uri,
         "stamp": sighting.stamp,
         "sha256": sighting.sha256,
-        **_rejection_columns(sighting.rejection),
+        **_rejection_columns(facts.fault if facts else sighting.rejection),
+        "container": facts.container if facts else None,
+        "facts_version": facts.version if facts else None,
+        "duration_s": facts.duration_s if facts else None,
+        "longer_than_s": facts.longer_than_s if facts else None,
+        "sounds": [asdict(sound) for sound in facts.sounds] if facts else None,
     }
 
 
 def sighting_from_row(row: dict[str, Any]) -> ClipSighting:
     """The sighting a row of `SIGHTING_COLUMNS` holds."""
-    return ClipSighting(row["uri"], row["stamp"], row["sha256"], _rejection(row))
+    uri, stamp, sha256, rejection = row["uri"], row["stamp"], row["sha256"], _rejection(row)
+    if row["container"] is None:
+        return ClipSighting(uri, stamp, sha256, rejection)
+    facts = ClipFacts(
+        row["container"],
+        row["facts_version"],
+        row["duration_s"],
+        row["longer_than_s"],
+        tuple(HeardSound(**sound) for sound in row["sounds"]),
+        rejection,
+    )
+    return ClipSighting(uri, stamp, sha256, None, facts)
 
 
 def sighting_table(sightings: Iterable[ClipSighting]) -> pa.Table:

@@ -107,7 +107,7 @@ def compare(ways: dict[str, Callable[[], object]]) -> dict[str, Spent]:
 def in_processes(pool: DecodePool, paths: list[Path], out: Path) -> None:
     """As builds do: probe all, then decode all, several at a time."""
     parts = [paths[at : at + SEVERAL_CLIPS] for at in range(0, len(paths), SEVERAL_CLIPS)]
-    for probed in [pool.probe_each(part, _POLICY) for part in parts]:
+    for probed in [pool.probe_each(part) for part in parts]:
         probed.result()
     jobs = [pool.decode_each([(p, out / f"{p.stem}.wav") for p in part], _POLICY) for part in parts]
     for job in jobs:
@@ -116,7 +116,7 @@ def in_processes(pool: DecodePool, paths: list[Path], out: Path) -> None:
 
 def one_by_one(pool: DecodePool, paths: list[Path], out: Path) -> None:
     """The same, each clip a call of its own."""
-    for probed in [pool.probe(path, _POLICY) for path in paths]:
+    for probed in [pool.probe(path) for path in paths]:
         probed.result()
     for job in [pool.decode(path, out / f"{path.stem}.wav", _POLICY) for path in paths]:
         job.result()
@@ -124,7 +124,7 @@ def one_by_one(pool: DecodePool, paths: list[Path], out: Path) -> None:
 
 def in_threads(threads: ThreadPoolExecutor, paths: list[Path], out: Path) -> None:
     """The same in this process, where a native crash would be everybody's."""
-    list(threads.map(lambda path: probe(path, _POLICY), paths))
+    list(threads.map(probe, paths))
     list(threads.map(lambda path: decode(path, out / f"{path.stem}.wav", _POLICY), paths))
 
 

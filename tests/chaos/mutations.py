@@ -22,8 +22,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from earwitness.audio.decode import decode
-from earwitness.audio.probe import probe
 from earwitness.audio.workers import DecodePool
 from earwitness.records import Reason, Rejection
 from earwitness.settings import AudioSettings, Silence
@@ -32,7 +30,7 @@ from tests.chaos.damage import damaged
 from tests.chaos.explained import why
 from tests.chaos.memory import MemoryWatch
 from tests.chaos.odd import HARMLESS, odd
-from tests.chaos.outcome import Outcome, outcome_of, try_clip
+from tests.chaos.outcome import Outcome, decode, outcome_of, probe, try_clip
 from tests.chaos.report import Held
 from tests.chaos.second_decoder import Heard, listen
 

@@ -1,4 +1,4 @@
-"""What becomes of one file between probe and decode, and whether that is sane."""
+"""One file, validated and decoded as a build does: what becomes of it, and whether that is sane."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import hashlib
 import wave
 from typing import TYPE_CHECKING, NamedTuple
 
+from earwitness.audio import decode as decoding
+from earwitness.audio import probe as probing
+from earwitness.audio.facts import facts_version, judge, sound_of
 from earwitness.errors import BadRecordError
-from earwitness.records import Stage
+from earwitness.records import ClipFacts, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from earwitness.audio.decode import DecodedClip
     from earwitness.audio.probe import ProbedClip
     from earwitness.audio.workers import DecodePool
     from earwitness.settings import AudioSettings
@@ -39,13 +41,63 @@ class Outcome(NamedTuple):
     rate_hz: int = 0
 
 
+class DecodedClip(NamedTuple):
+    """A clip as the model hears it, in seconds."""
+
+    duration_s: float
+    heard_s: float
+
+
+def probe(path: Path, policy: AudioSettings) -> ProbedClip:
+    """Validate a clip: probe it and hold it against a policy.
+
+    Raises:
+        BadRecordError: It cannot be read, or is rejected by policy.
+    """
+    return allowed(probing.probe(path), policy)
+
+
+def allowed(clip: ProbedClip, policy: AudioSettings) -> ProbedClip:
+    """Hold a probed clip against a policy."""
+    _check(ClipFacts(clip.container, facts_version(clip.container), clip.duration_s), policy)
+    return clip
+
+
+def decode(path: Path, destination: Path, policy: AudioSettings) -> DecodedClip:
+    """Decode a clip and hold it against a policy; a rejected one leaves no file.
+
+    Raises:
+        BadRecordError: It cannot be decoded, or is rejected by policy.
+    """
+    return heard(decoding.decode(path, destination, policy), destination, policy)
+
+
+def heard(facts: ClipFacts, destination: Path, policy: AudioSettings) -> DecodedClip:
+    """Hold a decoded clip against a policy."""
+    try:
+        _check(facts, policy)
+    except BadRecordError:
+        destination.unlink(missing_ok=True)
+        raise
+    sound = sound_of(facts, policy)
+    if sound is None or facts.duration_s is None:
+        raise AssertionError(f"a clip that is not rejected has no sound: {facts}")
+    return DecodedClip(facts.duration_s, sound.heard_s)
+
+
+def _check(facts: ClipFacts, policy: AudioSettings) -> None:
+    rejection = judge(facts, policy)
+    if rejection is not None:
+        raise BadRecordError(rejection)
+
+
 def try_clip(pool: DecodePool, path: Path, policy: AudioSettings) -> Outcome:
     """Validate and decode a file as a build does, in the pool, and look hard at what came out."""
     return outcome_of(
         path,
         policy,
-        lambda: pool.probe(path, policy).result(),
-        lambda out: pool.decode(path, out, policy).result(),
+        lambda: allowed(pool.probe(path).result(), policy),
+        lambda out: heard(pool.decode(path, out, policy).result(), out, policy),
     )
 
 

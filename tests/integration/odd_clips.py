@@ -13,12 +13,12 @@ import av
 import numpy as np
 import soundfile
 
-from earwitness.audio.decode import DecodedClip, decode
-from earwitness.audio.probe import ProbedClip, probe
 from earwitness.errors import BadRecordError
 from earwitness.settings import AudioSettings
+from tests.chaos.outcome import DecodedClip, decode, probe
 
 if TYPE_CHECKING:
+    from earwitness.audio.probe import ProbedClip
     from earwitness.records import Rejection
 
 _LAYOUTS = {1: "mono", 2: "stereo"}

@@ -13,11 +13,11 @@ import soundfile
 from odd_clips import by_ffmpeg, by_libsndfile, heard_s, look, mp3, rejection, wav
 
 from earwitness.audio.ogg import pages as ogg_pages
-from earwitness.audio.probe import probe
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason, Stage
 from earwitness.settings import AudioSettings, TooLong
 from tests.chaos.damage import with_checksums
+from tests.chaos.outcome import probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import soundfile
 from workbench import (
     Published,
     StandIn,
@@ -21,7 +25,13 @@ from workbench import (
 )
 
 from earwitness.errors import ShardFailedError, TooManyRejectionsError
-from earwitness.settings import EngineSettings, LayoutSettings, SamplingSettings
+from earwitness.settings import (
+    AudioSettings,
+    EngineSettings,
+    LayoutSettings,
+    SamplingSettings,
+    Silence,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -155,6 +165,61 @@ def test_the_same_bytes_under_a_new_stamp_are_downloaded_but_not_asked_about(nig
     counts = night.build()
     assert (night.asked, night.downloaded) == (0, ["/4.wav"])
     assert counts["reused"] == ASKED_ROWS
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"silence_dbfs": -50.0}, {"max_duration_s": 29.0}, {"max_clip_bytes": 200_000_000}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_changed_limit_asks_and_downloads_nothing_where_it_concerns_no_clip(night, changed):
+    night.build(audio=AudioSettings(**changed))
+    assert (night.asked, night.downloaded) == (0, [])
+
+
+def test_a_changed_limit_asks_about_the_clips_that_it_concerns(night):
+    counts = night.build(audio=AudioSettings(silence=Silence.KEEP))
+    assert (night.asked, night.downloaded) == (1, ["/silent.wav"])
+    assert counts["reasons"] == {"clip_missing": 1, "not_audio": 1}
+    counts = night.build(max_rejected=1)
+    assert (night.asked, night.downloaded) == (0, [])
+    assert counts["reasons"] == {"clip_missing": 1, "not_audio": 1, "silent": 1}
+
+
+def rewrite(segments: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change the stored rows of one of the cache's tables."""
+    for path in segments.glob("*.parquet"):
+        table = pq.read_table(path)
+        rows = [change(row) for row in table.to_pylist()]
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+
+
+def test_clips_that_an_older_decoder_heard_are_asked_again_if_they_sound_different_now(night):
+    tables = night.folder / "out" / "cache"
+    rewrite(
+        tables / "clips" / "segments",
+        lambda row: row | {"facts_version": 0} if row["sha256"] else row,
+    )
+    (asked_wrongly,) = (row for row in night.published.answers() if row["id"] == 5)
+    key = bytes.fromhex(asked_wrongly["earwitness"]["cache_key"])
+    rewrite(
+        tables / "outcomes" / "segments",
+        lambda row: row | {"key": bytes(32)} if row["key"] == key else row,
+    )
+    night.build()
+    assert (night.asked, len(night.downloaded)) == (1, 10)
+
+
+def test_an_equal_sound_under_other_bytes_is_asked_once(night):
+    samples = soundfile.read(str(night.clip), dtype="int16")[0]
+    path = write_clip(night.folder / "same", samples, format="FLAC")
+    night.records.append(record(night.web.put("/same.flac", path.read_bytes()), id=13))
+    night.build()
+    assert (night.asked, night.downloaded) == (0, ["/same.flac"])
+    rows = {row["id"]: row for row in night.published.answers()}
+    clips = [rows[number]["earwitness"]["clips"][0]["sha256"] for number in (12, 13)]
+    assert clips[1] == hashlib.sha256(path.read_bytes()).hexdigest() != clips[0]
+    assert rows[13]["answer"] == rows[12]["answer"]
 
 
 def test_max_tokens_raised_asks_again_what_was_cut(night, first_night):

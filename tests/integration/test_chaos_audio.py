@@ -8,14 +8,13 @@ import struct
 import pytest
 import soundfile
 
-from earwitness.audio.decode import decode
-from earwitness.audio.probe import probe
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason
 from tests.chaos import audio
 from tests.chaos.containers import tone, whole_clips
 from tests.chaos.damage import damaged
 from tests.chaos.mutations import mutations
+from tests.chaos.outcome import decode, probe
 
 
 def test_damaged_and_odd_clips_end_as_sane_and_whole_audio_or_as_a_typed_rejection(tmp_path):

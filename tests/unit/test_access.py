@@ -19,8 +19,7 @@ from earwitness.access import AccessPolicy, literal_address, make_policy
 from earwitness.audio.fetch import ClipFetcher
 from earwitness.audio.stat import stat_clips
 from earwitness.audio.web import JudgingResolver, NotFollowedError
-from earwitness.build import stages
-from earwitness.build.batch import ClipState
+from earwitness.build.batch import Batch, ClipState
 from earwitness.build.prepare import resolve_settings
 from earwitness.errors import BadRecordError
 from earwitness.manifest.lint import lint_line, lint_rules
@@ -248,12 +247,14 @@ async def test_links_inside_and_a_root_that_is_a_link_are_followed(root: Path, t
     assert await outcome(f"{root}/pipe", access, tmp_path) is Reason.CLIP_MISSING
 
 
-def test_a_refusal_at_fetching_is_remembered_of_no_clip():
+def test_a_refusal_that_another_build_may_not_have_is_remembered_of_no_clip():
     clip = ClipState("https://host/a.wav", stamp="5:etag")
+    batch = Batch([], {clip.uri: clip})
     clip.rejection = Rejection(Stage.FETCH, Reason.CLIP_MISSING, "gone")
-    assert stages._refusal(clip)
-    clip.rejection = Rejection(Stage.FETCH, Reason.ADDRESS_REFUSED, "it redirects")
-    assert stages._refusal(clip) is None
+    assert batch.sightings()
+    for reason in (Reason.ADDRESS_REFUSED, Reason.CLIP_TOO_LARGE, Reason.FETCH_TIMEOUT):
+        clip.rejection = Rejection(Stage.FETCH, reason, "not now")
+        assert batch.sightings() == []
 
 
 class Rebinding(AbstractResolver):

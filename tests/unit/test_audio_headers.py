@@ -11,7 +11,6 @@ from earwitness.audio.headers import audio_kind, looks_like
 from earwitness.audio.probe import probe
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason
-from earwitness.settings import AudioSettings
 
 
 @pytest.mark.parametrize(
@@ -37,7 +36,7 @@ def test_what_is_not_audio_is_named(tmp_path, head, kind):
     path = tmp_path / "clip.wav"
     path.write_bytes(head)
     with pytest.raises(BadRecordError) as caught:
-        probe(path, AudioSettings())
+        probe(path)
     assert caught.value.rejection.reason is Reason.NOT_AUDIO
     assert kind in caught.value.rejection.detail
 
@@ -46,7 +45,7 @@ def test_damaged_audio_is_told_from_what_is_no_audio(tmp_path):
     path = tmp_path / "clip"
     path.write_bytes(b"fLaC" + b"\x55" * 500)
     with pytest.raises(BadRecordError) as caught:
-        probe(path, AudioSettings())
+        probe(path)
     assert caught.value.rejection.reason is Reason.DECODE_FAILED
     assert "a FLAC file" in caught.value.rejection.detail
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
-from test_build_publish import answered, planned, rejected
+from test_build_publish import HEARD, answered, planned, rejected
 
 from earwitness.build.batch import Batch, Decided, RowState, Segment, write_segment
 from earwitness.build.layout import Counts, work_path
@@ -69,7 +69,7 @@ def test_an_answer_that_only_the_twins_batch_kept_is_this_builds_own(tmp_path: P
     path = f"{work_path(0)}/batch-00001-0.parquet"
     write_segment(build, path, [same_question(1, 7)], [])
     memory.answered[bytes.fromhex(f"{7:064x}")] = path
-    row = RowState(0, [], [], cache_key=f"{7:064x}")
+    row = RowState(0, [], [], cache_key=f"{7:064x}", heard=HEARD)
     recall_duplicates(build, memory, [row])
     assert row.outcome == answered(7).outcome
     assert not row.reused
@@ -92,7 +92,7 @@ def test_a_shard_does_not_read_what_another_shard_of_its_build_found_out(
     build.outcomes.write(build.segment_name(1), outcome_table([answered(7).outcome]))
     if indexed:
         build.outcomes.merge()
-    row = RowState(0, [], [], cache_key=f"{7:064x}")
+    row = RowState(0, [], [], cache_key=f"{7:064x}", heard=HEARD)
     recall_rows(build, Batch([row]).open_rows(), ".shard-00000")
     assert row.outcome is None
     later = planned(tmp_path, name="b-20261123T000000Z-bbbbbb")
@@ -114,7 +114,7 @@ def struck(row: int, as_row: int, strikes: int = 1) -> Decided:
 def test_a_record_with_strikes_is_asked_again_by_the_next_build_which_knows_them(tmp_path: Path):
     persisted(planned(tmp_path), [struck(0, 7), answered(1)])
     later = planned(tmp_path, name="b-20261123T000000Z-bbbbbb")
-    row = RowState(0, [], [], cache_key=f"{7:064x}")
+    row = RowState(0, [], [], cache_key=f"{7:064x}", heard=HEARD)
     recall_rows(later, [row], ".shard-00000")
     assert (row.outcome, row.strikes) == (None, 1)
 
@@ -123,7 +123,7 @@ def test_a_record_that_is_answered_has_no_strikes_any_more(tmp_path: Path):
     build = planned(tmp_path)
     persisted(build, [struck(0, 7)], [same_question(1, 7)])
     assert stored(build) == [bytes.fromhex(f"{7:064x}")]
-    row = RowState(0, [], [], cache_key=f"{7:064x}")
+    row = RowState(0, [], [], cache_key=f"{7:064x}", heard=HEARD)
     recall_rows(planned(tmp_path, name="b-20261123T000000Z-bbbbbb"), [row], ".shard-00000")
     assert row.outcome == answered(7).outcome
 
@@ -141,6 +141,6 @@ def test_strikes_of_an_unfinished_build_are_known_to_the_one_that_retries_it(tmp
     decided = [struck(0, 7), rejected(1)]
     write_segment(build, f"{work_path(0)}/batch-00000-0.parquet", decided, [])
     target = build_to_retry(build, ["silent"])
-    row = RowState(0, [], [], cache_key=f"{7:064x}")
+    row = RowState(0, [], [], cache_key=f"{7:064x}", heard=HEARD)
     recall_rows(target, [row], ".shard-00000")
     assert (row.outcome, row.strikes) == (None, 1)

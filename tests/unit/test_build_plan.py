@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from earwitness.build.resolve import read_shard
 from earwitness.errors import (
     BuildDamagedError,
     BuildNotFoundError,
+    BuildVersionError,
     ManifestError,
     SettingsError,
 )
@@ -209,6 +211,18 @@ def test_a_copied_plan_has_the_same_rows_and_its_own_gates(manifest: Path):
 def test_a_build_that_was_never_planned_says_so(tmp_path: Path):
     with pytest.raises(BuildNotFoundError, match=r"plan\.json"):
         _ = Build(str(tmp_path), "nothing").plan
+
+
+@pytest.mark.parametrize("version", [1, 99, None])
+def test_an_output_of_another_version_is_refused_by_name(manifest: Path, version: int | None):
+    build = planned(manifest)
+    plan = json.loads(build.store.read_bytes("plan.json")) | {"version": version}
+    build.store.write_bytes("plan.json", json.dumps(plan).encode())
+    old = Build(build.output.root, build.id)
+    with pytest.raises(BuildVersionError, match=f"planned the build {re.escape(old.uri)}"):
+        _ = old.plan
+    with pytest.raises(BuildVersionError, match="build into another output folder"):
+        planned(manifest, name="a-20261123T000000Z-cccccc")
 
 
 def test_a_question_comes_from_a_name_a_file_or_the_text_itself(manifest: Path, tmp_path: Path):

@@ -11,7 +11,6 @@ import time
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from deployments.gpus import check_gpus
 from deployments.worker import WorkerOptions
 from earwitness.addresses import without_secrets
 from earwitness.cpus import CPUS_VARIABLE, cpu_share
@@ -211,8 +210,6 @@ async def _lend_engine(
     from deployments.engine_host import EngineHost
 
     engine = options.engine
-    if not engine.url:
-        await asyncio.to_thread(check_gpus, engine.tensor_parallel_size * engine.data_parallel_size)
     stack.callback(listen(_tell))
     host = EngineHost(engine, options.model, scratch=scratch, clips_per_prompt=options.max_clips)
     stack.push_async_callback(_close, host)

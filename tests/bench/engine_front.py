@@ -197,7 +197,7 @@ def stand_in_settings(home: Path, name: str, rows: int, *flags: str) -> dict[str
         "output": str(home / name),
         "model": str(model),
         "engine": {
-            "command": [sys.executable, "-m", "earwitness.engine.standin", *flags],
+            "command": [sys.executable, "-m", "tests.support.standin", *flags],
             "max_num_seqs": GAP_SLOTS,
         },
     }

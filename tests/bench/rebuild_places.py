@@ -33,7 +33,7 @@ CHANGED = 100
 ENGINE = """
 import sys
 from pathlib import Path
-from earwitness.engine.standin import main
+from tests.support.standin import main
 with Path(sys.argv[1]).open("ab") as starts:
     starts.write(b"*")
 main(sys.argv[2:])

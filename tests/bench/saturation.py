@@ -109,7 +109,7 @@ def bare(folder: Path, clips: Path, latency_s: float) -> Side:
 def whole_build(folder: Path, manifest: Path, latency_s: float, env: dict[str, str]) -> Side:
     """A cold build that starts the engine itself, as a build does."""
     times = folder / "build.times"
-    command = [sys.executable, "-m", "earwitness.engine.standin", "--latency-s", str(latency_s)]
+    command = [sys.executable, "-m", "tests.support.standin", "--latency-s", str(latency_s)]
     engine = {"command": [*command, "--times-file", str(times)], "max_num_seqs": SLOTS}
     model = folder / "model"
     model.mkdir()

@@ -112,7 +112,7 @@ def parts(mark: str, main: int) -> dict[str, list[int]]:
             kind = "decode worker" if parent in forks else "fork server"
         elif "guardian.py" in words:
             kind = "guardian" if "uvicorn" not in words else "server's guardian"
-        elif "engine.standin" in words:
+        elif "support.standin" in words:
             kind = "engine"
         elif "uvicorn" in words:
             kind = "Prefect server"

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earwitness.engine.standin_faults import GARBAGE
 from earwitness.errors import EarwitnessError
 from tests.chaos.engine_builds import PoisonBuild, by_command, poison_among
 from tests.chaos.engine_cases import (
@@ -29,6 +28,7 @@ from tests.chaos.engine_cases import (
 )
 from tests.chaos.engine_scene import BrokenPromiseError, Scene
 from tests.chaos.report import Held
+from tests.support.standin_faults import GARBAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from earwitness.engine.client import AskRequest, Engine
 from earwitness.engine.guardian import Guarded, start_guarded
-from earwitness.engine.standin_answers import Asked, natural_words
 from earwitness.records import Answer, Reason, Rejection
 from earwitness.settings import EngineSettings, SamplingSettings
 from tests.integration.workbench import free_port, wait_for
+from tests.support.standin_answers import Asked, natural_words
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
 
-STANDIN = (sys.executable, "-m", "earwitness.engine.standin")
+STANDIN = (sys.executable, "-m", "tests.support.standin")
 ROOT = Path(__file__).parents[2]
 LOGS = ROOT / "tests" / "unit" / "engine_logs"
 MODEL = "demo"

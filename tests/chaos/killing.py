@@ -119,7 +119,7 @@ class Site:
     def start(self) -> Run:
         if not self.own_engine:
             return Run(*self._words, "--engine", self._work.engine.url, env=self._env)
-        command = [sys.executable, "-m", "earwitness.engine.standin", *self._work.engine_flags]
+        command = [sys.executable, "-m", "tests.support.standin", *self._work.engine_flags]
         command += ["--count-file", str(self._count_file)]
         model = self._work.folder / "model"
         words = ("--model", model, "--command", shlex.join(command))

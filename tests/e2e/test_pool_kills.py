@@ -133,7 +133,7 @@ class Killing:
         return {pid: words for pid, words in found if word in words and "guardian" not in words}
 
     def engines(self) -> dict[int, str]:
-        return self._processes("engine.standin --" if STAND_IN else "VLLM::EngineCor")
+        return self._processes("support.standin --" if STAND_IN else "VLLM::EngineCor")
 
 
 @pytest.fixture(scope="module")

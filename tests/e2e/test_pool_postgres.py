@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SHARDS, SHARD_ROWS = 2, 6
-STAND_IN = f"{sys.executable} -m earwitness.engine.standin"
+STAND_IN = f"{sys.executable} -m tests.support.standin"
 
 pytestmark = pytest.mark.skipif(
     BIN is None, reason="PostgreSQL is not installed: apt-get install postgresql"

@@ -34,7 +34,7 @@ FORM_HEIGHT = 1500
 """Pixels: with the groups closed a person sees the form in two screens."""
 HANGS = "forever"
 """A question with this word is never answered."""
-STAND_IN = f"{sys.executable} -m earwitness.engine.standin --hang-on {HANGS}"
+STAND_IN = f"{sys.executable} -m tests.support.standin --hang-on {HANGS}"
 ROWS = SHARDS * SHARD_ROWS
 
 

@@ -318,7 +318,7 @@ def test_killed_with_an_engine_and_a_prefect_server_of_its_own_it_leaves_nothing
     (model / "config.json").write_text("{}")
     env = {name: text for name, text in os.environ.items() if not name.startswith("PREFECT_")}
     env |= {"PREFECT_HOME": str(tmp_path / "prefect"), "EARWITNESS_SCRATCH": str(scratch)}
-    command = shlex.join([sys.executable, "-m", "earwitness.engine.standin", *ENGINE])
+    command = shlex.join([sys.executable, "-m", "tests.support.standin", *ENGINE])
     engine = ("--model", model, "--command", command, *LAYOUT)
     finish(manifest, tmp_path / "undisturbed", *engine, env=env)
 
@@ -326,7 +326,7 @@ def test_killed_with_an_engine_and_a_prefect_server_of_its_own_it_leaves_nothing
         build = Run(manifest, output, *engine, env=env)
         build.until(lambda shard=shard: segments(output, shard) > 0)
         running = " ".join(build.processes().values())
-        for part in ("engine.standin", "uvicorn", "guardian.py", "forkserver"):
+        for part in ("support.standin", "uvicorn", "guardian.py", "forkserver"):
             assert part in running
         build.kill(WAYS[way])
     # what a kill leaves that comes while a file is written

@@ -191,7 +191,7 @@ def test_what_the_engine_says_when_it_does_not_start_is_told_in_a_line_or_two(
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
-    command = f"{sys.executable} -m earwitness.engine.standin --fail-start 'no weights here'"
+    command = f"{sys.executable} -m tests.support.standin --fail-start 'no weights here'"
     words = ("build", manifest, tmp_path / "out", "--model", model, "--command", command)
     status, _, err = run(*words)
     assert status == 1

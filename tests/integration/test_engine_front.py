@@ -20,7 +20,7 @@ from earwitness.identity import ModelIdentity
 from earwitness.records import Answer, Reason
 from earwitness.settings import EngineSettings, SamplingSettings
 
-STANDIN = (sys.executable, "-m", "earwitness.engine.standin")
+STANDIN = (sys.executable, "-m", "tests.support.standin")
 MODEL = ModelIdentity("local", "demo", "digest")
 POISON = "poison"
 

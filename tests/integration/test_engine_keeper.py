@@ -20,7 +20,7 @@ from earwitness.settings import EngineSettings
 if TYPE_CHECKING:
     from pathlib import Path
 
-STANDIN = (sys.executable, "-m", "earwitness.engine.standin")
+STANDIN = (sys.executable, "-m", "tests.support.standin")
 
 
 async def killed(folder: Path, times: int, *, pause_s: float, forget_s: float) -> Lanes:

@@ -28,7 +28,7 @@ from earwitness.errors import (
 from earwitness.records import Answer, Reason
 from earwitness.settings import EngineSettings, SamplingSettings
 
-STANDIN = (sys.executable, "-m", "earwitness.engine.standin")
+STANDIN = (sys.executable, "-m", "tests.support.standin")
 POISON = "poison"
 
 

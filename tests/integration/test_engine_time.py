@@ -23,9 +23,9 @@ from workbench import Published, record, tone, write_clip, write_manifest
 from deployments.engine_host import EngineHost
 from earwitness.build.layout import Build
 from earwitness.engine.account import EngineTime
-from earwitness.engine.standin import StandIn, parse_options
 from earwitness.runtime import running
 from earwitness.settings import BuildSettings, EngineSettings, LayoutSettings
+from tests.support.standin import StandIn, parse_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -145,7 +145,7 @@ def test_a_killed_build_keeps_what_its_checkpoints_knew(manifest: Path, tmp_path
     model.mkdir()
     (model / "config.json").write_text("{}")
     flags = (*PACE, "--start-delay-s", "1")
-    command = shlex.join([sys.executable, "-m", "earwitness.engine.standin", *flags])
+    command = shlex.join([sys.executable, "-m", "tests.support.standin", *flags])
     output = tmp_path / "out"
     words = (manifest, output, "--model", model, "--command", command, *BUILD)
     began_s = time.monotonic()
@@ -203,7 +203,7 @@ def test_two_builds_on_one_workers_engine_divide_its_time(manifest: Path, tmp_pa
     model, scratch = tmp_path / "model", tmp_path / "scratch"
     model.mkdir()
     (model / "config.json").write_text("{}")
-    command = (sys.executable, "-m", "earwitness.engine.standin", *PACE)
+    command = (sys.executable, "-m", "tests.support.standin", *PACE)
     host = EngineHost(
         EngineSettings(command=command, max_num_seqs=SLOTS),
         str(model),

@@ -40,7 +40,7 @@ ENGINE = """
 import os, socket, sys
 from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
-from earwitness.engine.standin import main
+from tests.support.standin import main
 memory = shared_memory.SharedMemory(create=True, size=4096)
 resource_tracker.unregister(memory._name, "shared_memory")  # as when it is killed, too
 with Path(sys.argv[1]).open("a") as names:

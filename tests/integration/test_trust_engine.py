@@ -16,7 +16,7 @@ from earwitness.engine.server import EngineServer
 from earwitness.errors import EngineStartError
 from earwitness.settings import EngineSettings
 
-STANDIN = (sys.executable, "-m", "earwitness.engine.standin")
+STANDIN = (sys.executable, "-m", "tests.support.standin")
 LOOPBACK = "0100007F"
 LISTENS = "0A"
 

@@ -179,7 +179,7 @@ class Worker:
         (model / "config.json").write_text("{}")
         command = [sys.executable, "-m", "cli.main", "worker", "--pool", pool.name, *words]
         command += ["--model", str(model), "--max-num-seqs", "3"]
-        command += ["--command", f"{sys.executable} -m earwitness.engine.standin {engine}"]
+        command += ["--command", f"{sys.executable} -m tests.support.standin {engine}"]
         others = {name: os.environ[name] for name in os.environ if "STORAGE_PATH" not in name}
         environment = {
             **others,

@@ -58,7 +58,7 @@ class StandIn:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}/v1"
         self._metrics_url = f"http://127.0.0.1:{port}/metrics"
-        command = [sys.executable, "-m", "earwitness.engine.standin", "--port", str(port), *flags]
+        command = [sys.executable, "-m", "tests.support.standin", "--port", str(port), *flags]
         self._server = start_guarded(command, log_path=log_path)
         wait_for(f"http://127.0.0.1:{port}/health", self._server, log_path)
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from earwitness.engine.command import serve_command, split_cores
 from earwitness.engine.failure import start_failure_advice, start_failure_reason
 from earwitness.engine.launcher import with_whole_prompts
-from earwitness.engine.standin import parse_options
 from earwitness.settings import EngineSettings
+from tests.support.standin import parse_options
 
 LOGS = Path(__file__).with_name("engine_logs")
 

@@ -20,11 +20,11 @@ from earwitness.engine.replies import (
     retry_after_s,
     steady,
 )
-from earwitness.engine.standin_answers import natural_words, read_request
 from earwitness.engine.wire import AskRequest, chat_payload
 from earwitness.errors import CredentialsError, ModelIdentityError, SettingsError
 from earwitness.records import Answer, Reason
 from earwitness.settings import EngineSettings, SamplingSettings
+from tests.support.standin_answers import natural_words, read_request
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """A stand-in for vLLM: speaks its HTTP API and answers at once, without any model.
 
-For trying earwitness out, for its tests and for measuring everything but the model. It is no
-language model: an answer is made of words picked by the SHA-256 of what was asked (messages, the
-clips' bytes, seed), so equal requests get equal answers, in any order and at any concurrency.
+For tests, and for measuring everything but the model. It is no language model: an answer is made of
+words picked by the SHA-256 of what was asked (messages, the clips' bytes, seed), so equal requests
+get equal answers, in any order and at any concurrency.
 
-`python -m earwitness.engine.standin --port 8000`, or as `engine.command` of a build: it takes
+`python -m tests.support.standin --port 8000`, or as `engine.command` of a build: it takes
 vLLM's flags and ignores those it does not know. Faults can be asked for: see `--help`.
 """
 
@@ -23,8 +23,8 @@ from typing import Any
 
 from aiohttp import web
 
-from earwitness.engine.standin_answers import Asked, natural_words, read_request
-from earwitness.engine.standin_faults import Faults, add_fault_options, error_reply, fail_to_start
+from tests.support.standin_answers import Asked, natural_words, read_request
+from tests.support.standin_faults import Faults, add_fault_options, error_reply, fail_to_start
 
 _TOKEN_S = 0.5
 VERSION = "0.0.0+earwitness.standin"

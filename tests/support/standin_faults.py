@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from earwitness.engine.standin_answers import Asked
+    from tests.support.standin_answers import Asked
 
 _PAGE = "<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
 

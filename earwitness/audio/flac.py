@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from earwitness.audio.mpeg import tag_length
 
@@ -40,15 +40,20 @@ def announces_all(data: Data, start: int = 0) -> bool:
     if len(data) < start + _STREAMINFO_END or len(_BEGIN.findall(data, start)) > 1:
         return False
     announced = int.from_bytes(data[start + 21 : start + 26], "big") & 0xF_FFFF_FFFF
-    last, begin = last_frame(data, start)
-    return announced == last or (announced > last and not (last and _crc16_holds(data[begin:])))
+    there, last = _length(data, start, len(data))
+    return announced == there or (announced > there and not (last and _crc16_holds(data[last:])))
 
 
-def streams(data: Data, start: int = 0) -> list[tuple[int, int]]:
-    """Where each of the streams in a file begins and ends; the next one's tag is left out."""
+def streams(data: Data, start: int = 0) -> list[tuple[int, int, int]]:
+    """Where each of the streams in a file begins and ends, and how many samples it has.
+
+    The next one's tag is left out. Frames that are lost amid a stream count as samples, too: the
+    numbers of its first and its last frame tell. 0: no frame was found.
+    """
     begins = [found.start() for found in _BEGIN.finditer(data, start)]
     ends = [*map(partial(_before_tag, data), begins[1:]), len(data)]
-    return list(zip(begins, ends, strict=True))
+    places = zip(begins, ends, strict=True)
+    return [(begin, end, _length(data, begin, end)[0]) for begin, end in places]
 
 
 def _before_tag(data: Data, at: int) -> int:
@@ -61,28 +66,54 @@ def _before_tag(data: Data, at: int) -> int:
     return at
 
 
-def last_frame(data: Data, begin: int = 0) -> tuple[int, int]:
-    """How many samples the stream has by the number in its last frame, and where that begins.
+def _length(data: Data, begin: int, end: int) -> tuple[int, int]:
+    """How many samples a stream has by its frames' numbers, and where the last frame begins.
 
     Both 0: no frame was found.
     """
-    start = max(begin + _STREAMINFO_END, len(data) - _TAIL_BYTES)
-    tail = data[start:] + bytes(_HEADER_MAX)
-    fixed_size = int.from_bytes(data[begin + 8 : begin + 10], "big")
-    ends: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
+    at = _metadata_end(data, begin)
+    first = _frame(data[at : at + _HEADER_MAX])
+    # a header may name another size than the frames have
+    size = first.samples if first else int.from_bytes(data[begin + 8 : begin + 10], "big")
+    start = max(begin + _STREAMINFO_END, end - _TAIL_BYTES)
+    tail = data[start:end] + bytes(_HEADER_MAX)
+    likely: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
     for found in _SYNC.finditer(tail):
-        header = tail[found.start() : found.start() + _HEADER_MAX]
-        end = _frame_end(header, fixed_size)
-        if end is not None:
-            form = (header[1], header[2] & 0x0F, header[3] & 0x0F)
-            ends.setdefault(form, []).append((end, start + found.start()))
+        frame = _frame(tail[found.start() : found.start() + _HEADER_MAX])
+        if frame:
+            place = start + found.start()
+            likely.setdefault(frame.form, []).append((frame.begin(size) + frame.samples, place))
+    if not likely:
+        return 0, 0
     # a false header among samples differs in what is the same in all true ones
-    likely = sorted(ends.values(), key=len)
-    return max(likely[-1]) if likely else (0, 0)
+    *_, likeliest = sorted(likely.values(), key=len)
+    samples, last = max(likeliest)
+    # a stream that was cut out of another one begins later
+    return max(0, samples - (first.begin(size) if first else 0)), last
 
 
-def _frame_end(header: bytes, fixed_size: int) -> int | None:
-    """The sample behind a frame; None: these bytes are no frame's header."""
+def _metadata_end(data: Data, begin: int) -> int:
+    """Where a stream's first frame begins."""
+    at = begin + 4
+    more = True
+    while more and at < len(data):
+        more = data[at] < 0x80  # noqa: PLR2004 - the flag of the last block
+        at += 4 + int.from_bytes(data[at + 1 : at + 4], "big")
+    return at
+
+
+class _Frame(NamedTuple):
+    number: int
+    samples: int
+    form: tuple[int, int, int]
+
+    def begin(self, fixed_size: int) -> int:
+        """The number of its first sample; `fixed_size`: samples of the frames before it."""
+        return self.number if self.form[0] & 1 else self.number * fixed_size
+
+
+def _frame(header: bytes) -> _Frame | None:
+    """What a frame's header says; None: these bytes are none."""
     if len(header) < _HEADER_MAX or header[3] & 1:
         return None
     ones = 8 - (header[4] ^ 0xFF).bit_length()
@@ -104,7 +135,7 @@ def _frame_end(header: bytes, fixed_size: int) -> int | None:
     at += {12: 1, 13: 2, 14: 2}.get(rate, 0)
     if not size or rate == 15 or _crc8(header[:at]) != header[at]:  # noqa: PLR2004 - forbidden
         return None
-    return number + size if header[1] & 1 else number * fixed_size + size
+    return _Frame(number, size, (header[1], rate, header[3] & 0x0F))
 
 
 def _crc8(data: bytes) -> int:

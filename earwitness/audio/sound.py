@@ -125,8 +125,12 @@ def _open_by_bytes(path: Path, data: mmap.mmap, start: int) -> Sound | None:
     if head.startswith(b"OggS"):
         return _open_chain([partial(_open_link, path, one) for one in ogg.links(data)])
     if head.startswith(b"fLaC") and not flac.announces_all(data, start):
-        parts = [ogg.Link(*place) for place in flac.streams(data, start)]
-        return _open_chain([partial(open_av, path, link=one) for one in parts])
+        return _open_chain(
+            [
+                partial(open_av, path, link=ogg.Link(begin, end), frames=samples)
+                for begin, end, samples in flac.streams(data, start)
+            ]
+        )
     if not start and mpeg.begins(data):
         return _open_mpeg(path, data)
     return None

@@ -300,6 +300,51 @@ def test_a_flac_is_heard_to_its_last_frame(tmp_path, case):
     assert heard_s(tmp_path, FLACS[case]()) == pytest.approx(5, abs=0.001)
 
 
+def flac_frames(data: bytes) -> list[bytes]:
+    """What stands before the first frame, and each frame."""
+    with av.open(io.BytesIO(data)) as container:
+        frames = [bytes(packet) for packet in container.demux() if packet.size]
+    return [data[: len(data) - len(b"".join(frames))], *frames]
+
+
+def flac_without(data: bytes, first: int, behind: int) -> bytes:
+    """The same FLAC without some of its frames."""
+    head, *frames = flac_frames(data)
+    return head + b"".join(frames[:first] + frames[behind:])
+
+
+FLACS_WITH_A_LOSS = {
+    "joined": lambda: flac_without(flac(5), 5, 6) + flac(1),
+    "joined, the last": lambda: flac(1) + flac_without(flac(5), 5, 6),
+    "announces nothing": lambda: flac_total(flac_without(flac(5), 5, 6), 0),
+    "announces a third": lambda: flac_total(flac_without(flac(5), 5, 6), 26_000),
+}
+
+
+@pytest.mark.parametrize("case", FLACS_WITH_A_LOSS)
+def test_a_flac_that_lost_a_frame_on_the_way_is_truncated(tmp_path, case):
+    assert rejection(tmp_path, FLACS_WITH_A_LOSS[case]()).reason is Reason.TRUNCATED
+
+
+LATE_FLACS = {
+    "alone": lambda: flac_without(flac(5), 0, 5),
+    "joined": lambda: flac_without(flac(4), 0, 5) + flac(1),
+    "announces nothing": lambda: flac_total(flac_without(flac(5), 0, 5), 0),
+}
+
+
+@pytest.mark.parametrize("case", LATE_FLACS)
+def test_a_flac_that_was_cut_out_of_another_is_whole(tmp_path, case):
+    assert heard_s(tmp_path, LATE_FLACS[case]()) == pytest.approx(5 - 5 * 0.256, abs=0.001)
+
+
+@pytest.mark.parametrize("smallest", [16, 65_535])
+def test_a_flac_that_names_another_size_than_its_frames_have_is_whole(tmp_path, smallest):
+    data = flac(5)
+    changed = data[:8] + struct.pack(">HH", smallest, 65_535) + data[12:]
+    assert heard_s(tmp_path, changed + flac(1)) == pytest.approx(6, abs=0.001)
+
+
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.98])
 def test_a_cut_flac_is_truncated(tmp_path, share):
     data = flac(5)

@@ -41,6 +41,10 @@ _MAX_CHUNKS = 10_000
 """A file in more pieces than this, most of them empty, is not searched to its end."""
 _BLOCK_CODECS = {2, 0x11, 0x31, 0x45, 0x55}
 """WAV codecs of which a decoder drops a block that is not whole: ADPCM, GSM, G.726, MP3."""
+_WAVES = {b"RIFF", b"RIFX", b"RF64", b"BW64"}
+_SAMPLE_CODECS = {1, 3}
+"""WAV codecs of which a block is one sample of each channel: integers and floats."""
+_EXTENSIBLE = 0xFFFE
 _BOXES = frozenset(
     b"ftyp moov mdat free skip wide udta uuid moof mfra sidx ssix styp meta pdin pnot emsg".split()
 )
@@ -127,6 +131,45 @@ def ends_in_a_block(data: Data) -> bool:
     return bool(min(place[1], len(data) - place[0]) % block)
 
 
+def contradiction(data: Data) -> str:
+    """What a WAV's header says of the size of a sample that cannot be true; empty: nothing.
+
+    Decoders go by the bits of a sample, FFmpeg by the valid ones among them. If these are wrong,
+    all they hear is noise, of another length. The bytes of a block and of a second, which follow
+    from the bits, tell. Writers are known to leave the channels out of both.
+    """
+    place = _format(data)
+    if place is None:
+        return ""
+    at, order = place
+    tag, channels = _number(data, at, 2, order), _number(data, at + 2, 2, order)
+    rate_hz, bytes_s = _number(data, at + 4, 4, order), _number(data, at + 8, 4, order)
+    block, bits = _number(data, at + 12, 2, order), _number(data, at + 14, 2, order)
+    extensible = tag == _EXTENSIBLE
+    if extensible:
+        tag = _number(data, at + 24, 2, order)
+    sample = -(-bits // 8)
+    if tag not in _SAMPLE_CODECS or not (channels and bits) or block == channels * sample:
+        return ""
+    valid = _number(data, at + 18, 2, order) if extensible else 0
+    differ = bool(valid) and -(-valid // 8) != sample
+    agree = block and block % channels == 0 and bytes_s == rate_hz * block and block != sample
+    if not (differ or agree):
+        return ""
+    return f"a sample of {bits} bits, and {block} bytes for one of each channel ({channels})"
+
+
+def _format(data: Data) -> tuple[int, Order] | None:
+    """Where the format of a WAV, RF64 or Wave64 file is described, and in which byte order."""
+    if data[:4] == b"riff":
+        return (64, "little") if data[40:44] == b"fmt " else None
+    if data[:4] not in _WAVES or data[8:12] != b"WAVE":
+        return None
+    order: Order = "big" if data[:4] == b"RIFX" else "little"
+    place = _chunk(data, b"fmt ", order)
+    return (place[0], order) if place else None
+
+
 def _riff_end(data: Data) -> int:
     if data[8:12] == b"WAVE":
         return _wave_end(data)
@@ -153,6 +196,10 @@ def size_instead_of_none(data: Data) -> tuple[int, bytes] | None:
     place = _chunk(data, b"data", "little")
     if data[:4] in {b"RF64", b"BW64"} and data[12:16] == b"ds64" and place:
         return 28, (len(data) - place[0]).to_bytes(8, "little")
+    form = _chunk(data, b"fmt ", "little") if data[:4] == b"RIFF" else None
+    if place and form and _number(data, form[0], 2, "little") == _EXTENSIBLE:
+        # FFmpeg takes the valid bits of a sample for all that it has
+        return place[0] - 4, min(len(data) - place[0], _UNKNOWN_LENGTH).to_bytes(4, "little")
     return None
 
 

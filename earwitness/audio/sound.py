@@ -137,20 +137,26 @@ def _open_by_bytes(path: Path, data: mmap.mmap, start: int) -> Sound | None:
 
 
 def _open_by_decoder(path: Path, data: mmap.mmap, start: int) -> Sound | None:
+    contradiction = ends.contradiction(ends.seen(data, start))
+    if contradiction:
+        detail = f"the clip's header contradicts itself: {contradiction}"
+        raise BadRecordError(Rejection(Stage.VALIDATE, Reason.DECODE_FAILED, detail))
     sound = _open_soundfile(path, part=(start, len(data)))
     if sound is not None and sound.container == "mp3":
         # it knows MP3 with junk before it, but guesses the length
         sound.close()
         return _open_mpeg(path, data) or open_av(path)
-    if sound is None or (not sound.frames and sound.container in _SIZED):
+    if sound is None:
+        return open_av(path, start=start)
+    if not sound.frames and sound.container in _SIZED:
         # a length of 0 in the header: written to a pipe, unless nothing was
-        other = open_av(path, start=start)
-        if sound is None or (other is not None and other.holds_packets()):
-            return other
         size = ends.size_instead_of_none(ends.seen(data, start))
         if size is not None:
             sound.close()
             return _open_soundfile(path, part=(start, len(data)), instead=size)
+        other = open_av(path, start=start)
+        if other is not None and other.holds_packets():
+            return other
     if sound.container == "wav" and ends.ends_in_a_block(ends.seen(data, start)):
         # libsndfile drops what FFmpeg reads
         sound.close()

@@ -122,6 +122,8 @@ def _without_rest(data: bytes) -> bytes:
     That is what stands behind the end that an AU or a WAV file announces, and an Ogg page that is
     there for the second time.
     """
+    if data[:4] in {b"RIFF", b"RF64"} and data[8:12] == b"WAVE":
+        data = _with_all_bits_valid(data)
     if data[:4] == b"OggS":
         return b"".join(b"".join(dict.fromkeys(ogg_pages(link))) for link in ogg_links(data))
     if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
@@ -130,6 +132,23 @@ def _without_rest(data: bytes) -> bytes:
         return data
     start, size = struct.unpack(">II", data[4:12])
     return data[: start + size] if size and start + size < len(data) else data
+
+
+def _with_all_bits_valid(data: bytes) -> bytes:
+    """An extensible WAV whose samples are valid in all the bits that they are stored in.
+
+    FFmpeg takes the valid bits for those, and hears 16 valid ones in 3 bytes as 16-bit samples. By
+    the format's description they only tell how precise a sample is.
+    """
+    at = data.find(b"fmt ", 12) + 8
+    if at < 8 or len(data) < at + 40 or data[at : at + 2] != b"\xfe\xff":
+        return data
+    channels, block, bits, valid = (
+        struct.unpack_from("<H", data, at + place)[0] for place in (2, 12, 14, 18)
+    )
+    if valid > bits or block != channels * -(-bits // 8):
+        return data
+    return data[: at + 18] + struct.pack("<H", bits) + data[at + 20 :]
 
 
 def _wav_end(data: bytes) -> int:

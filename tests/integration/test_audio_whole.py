@@ -451,6 +451,69 @@ def test_a_size_of_0_says_nothing_in_any_container(tmp_path, case):
     assert heard_s(tmp_path, SIZES_OF_0[case]()) == pytest.approx(2, abs=0.01)
 
 
+FORM = {"count": (2, "<H"), "bytes_s": (8, "<I"), "block": (12, "<H"), "bits": (14, "<H")}
+FORM["valid"] = (18, "<H")
+
+
+def with_form(kind: str, subtype: str, channels: int = 1, **fields: int) -> bytes:
+    """Two seconds in a WAV, RF64 or W64 file whose header says something else of its samples."""
+    data = bytearray(by_libsndfile(2, 16_000, kind, subtype, channels))
+    begin = data.find(b"fmt ") + (24 if kind == "W64" else 8)
+    for name, value in fields.items():
+        place, code = FORM[name]
+        struct.pack_into(code, data, begin + place, value)
+    return bytes(data)
+
+
+CONTRADICTIONS = {
+    "wav": lambda: with_form("WAV", "PCM_16", bits=24),
+    "wav, 24 bits in 4 bytes": lambda: with_form("WAV", "PCM_32", bits=24),
+    "wav, stereo": lambda: with_form("WAV", "PCM_16", 2, bits=24),
+    "wav, one channel of two": lambda: with_form("WAV", "PCM_16", 2, count=1),
+    "wav of floats": lambda: with_form("WAV", "FLOAT", bits=64),
+    "wavex": lambda: with_form("WAVEX", "PCM_16", bits=17),
+    "wavex, nothing of the bytes is true": lambda: with_form(
+        "WAVEX", "PCM_24", bits=17, valid=16, block=9, bytes_s=1
+    ),
+    "rf64": lambda: with_form("RF64", "PCM_16", bits=32),
+    "w64": lambda: with_form("W64", "PCM_16", bits=24),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_a_wav_whose_header_contradicts_itself_is_rejected(tmp_path, case):
+    found = rejection(tmp_path, CONTRADICTIONS[case]())
+    assert (found.stage, found.reason) == (Stage.VALIDATE, Reason.DECODE_FAILED)
+    assert "contradicts itself" in found.detail
+
+
+SLOPPY_HEADERS = {
+    "bytes in a second": lambda: with_form("WAV", "PCM_16", bytes_s=1),
+    "bytes in a block": lambda: with_form("WAV", "PCM_16", block=1),
+    "neither": lambda: with_form("WAV", "PCM_16", block=0, bytes_s=0),
+    "no channels in them": lambda: with_form("WAV", "PCM_16", 2, block=2, bytes_s=32_000),
+    "bits that fill no byte": lambda: with_form("WAV", "PCM_24", bits=20),
+    "more valid bits than there are": lambda: with_form("WAVEX", "PCM_16", valid=24),
+    "fewer valid bits": lambda: with_form("WAVEX", "PCM_32", valid=16),
+    "one valid bit": lambda: with_form("RF64", "PCM_24", valid=1),
+}
+
+
+@pytest.mark.parametrize("case", SLOPPY_HEADERS)
+def test_a_wav_is_heard_by_the_bits_of_its_samples(tmp_path, case):
+    assert heard_s(tmp_path, SLOPPY_HEADERS[case]()) == pytest.approx(2, abs=0.001)
+
+
+def test_a_piped_wav_with_fewer_valid_bits_is_heard_as_it_is_otherwise(tmp_path):
+    data = with_form("WAVEX", "PCM_32", valid=24)
+    heard = []
+    at = data.find(b"data") + 4
+    for one in (data, data[:at] + bytes(4) + data[at + 4 :]):
+        look(tmp_path, one)
+        heard.append((tmp_path / "heard.wav").read_bytes())
+    assert heard[0] == heard[1]
+
+
 def test_an_au_file_of_a_header_alone_is_too_short(tmp_path):
     assert rejection(tmp_path, SIZES_OF_0["au"]()[:24]).reason is Reason.CLIP_TOO_SHORT
 

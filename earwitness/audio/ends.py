@@ -50,6 +50,7 @@ _BOXES = frozenset(
 )
 
 
+_BOXES_AT_START = {b"ftyp", b"moov", b"mdat"}
 _OPEN_ENDED = {0x18538067, 0x1F43B675}
 """Matroska's Segment and Cluster."""
 _ELEMENTS = _OPEN_ENDED | {
@@ -132,7 +133,41 @@ def ends_in_a_block(data: Data) -> bool:
 
 
 def contradiction(data: Data) -> str:
-    """What a WAV's header says of the size of a sample that cannot be true; empty: nothing.
+    """What a header says that cannot be true, as a part of a message; empty: nothing was found."""
+    return _wave_contradiction(data) or _fragment_contradiction(data)
+
+
+def _fragment_contradiction(data: Data) -> str:
+    """A fragment of an MP4 with more samples than the file has bytes.
+
+    FFmpeg makes room for each of them before it reads one.
+    """
+    if data[4:8] not in _BOXES_AT_START:
+        return ""
+    for fragment in _inner(data, b"moof", 0, len(data)):
+        for track in _inner(data, b"traf", *fragment):
+            for begin, _ in _inner(data, b"trun", *track):
+                count = _number(data, begin + 4, 4, "big")
+                if count > len(data):
+                    return f"{count:,} packets in a fragment, and {len(data):,} bytes in the file"
+    return ""
+
+
+def _inner(data: Data, name: bytes, at: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where the contents of an MP4's boxes of one name begin and end, among those of a stretch."""
+    for _ in range(_MAX_CHUNKS):
+        length, head = _number(data, at, 4, "big"), 8
+        if length == 1:
+            length, head = _number(data, at + 8, 8, "big"), 16
+        if length < head or at >= end:
+            return
+        if data[at + 4 : at + 8] == name:
+            yield at + head, min(at + length, end)
+        at += length
+
+
+def _wave_contradiction(data: Data) -> str:
+    """What a WAV's header says of the size of a sample that cannot be true.
 
     Decoders go by the bits of a sample, FFmpeg by the valid ones among them. If these are wrong,
     all they hear is noise, of another length. The bytes of a block and of a second, which follow

@@ -499,6 +499,14 @@ SLOPPY_HEADERS = {
 }
 
 
+def test_a_fragment_of_more_packets_than_the_file_has_bytes_is_rejected(tmp_path):
+    data = by_ffmpeg("aac", "mp4", 2, 16_000, movflags="frag_keyframe+empty_moov")
+    at = data.rfind(b"trun") + 4
+    found = rejection(tmp_path, data[:at] + struct.pack(">II", 0, 1_000_000) + data[at + 8 :])
+    assert (found.stage, found.reason) == (Stage.VALIDATE, Reason.DECODE_FAILED)
+    assert "contradicts itself: 1,000,000 packets in a fragment" in found.detail
+
+
 @pytest.mark.parametrize("case", SLOPPY_HEADERS)
 def test_a_wav_is_heard_by_the_bits_of_its_samples(tmp_path, case):
     assert heard_s(tmp_path, SLOPPY_HEADERS[case]()) == pytest.approx(2, abs=0.001)

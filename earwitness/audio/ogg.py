@@ -51,7 +51,8 @@ class Link:
 
     Attributes:
         position: The last position of its audio stream: where its sound ends, in samples
-            (Opus: of 48 kHz, with the samples before its beginning).
+            (Opus: of 48 kHz, with the samples before its beginning; later than the position says
+            where that leaves out more than the last packet).
         skip: Samples before the sound's beginning, where the stream announces them (Opus).
         audio: Number of its first audio stream; None: it has none that is known.
         packets: How many packets end in that stream's pages.
@@ -112,25 +113,50 @@ def links(data: Data) -> list[Link]:
             found.append(Link(page.offset, page.end))
         found[-1].add(page, data)
     for one, end in zip(found, [*(link.start for link in found[1:]), len(data)], strict=True):
-        if not (one.likely and one.placed):
-            one.counted = _opus_samples(data, one)
+        if one.opus:
+            _hold_to_packets(data, one)
         one.torn = not one.ended and tags.foreign_bytes(data, one.end, end) > 0
     return found
 
 
-def _opus_samples(data: Data, link: Link) -> int:
-    """How long the Opus packets of a link last by their own first bytes (RFC 6716, section 3.1)."""
+def _hold_to_packets(data: Data, link: Link) -> None:
+    """Hold the end that an Opus link announces against the lengths of its packets.
+
+    A last page's position may be before its last packet's end, but "the number of discarded samples
+    SHOULD be smaller than the number decoded from the last packet" (RFC 7845, section 4.4).
+    """
+    counted, end, last = 0, 0, 0
+    discarded = 0
+    for position, lengths in _opus_pages(data, link):
+        counted += sum(lengths)
+        end += sum(lengths)
+        last = lengths[-1] if lengths else last
+        if lengths and position >= 0:
+            discarded, end = end - position, position
+    if not (link.likely and link.placed):
+        link.counted = counted
+    elif discarded >= last:
+        link.position += discarded
+
+
+def _opus_pages(data: Data, link: Link) -> Iterator[tuple[int, list[int]]]:
+    """Each page's position, and how long the packets last that end in it.
+
+    Packets tell by their own first bytes (RFC 6716, section 3.1).
+    """
     samples, begins = 0, True
     for page in pages(data, link.start):
         if page.offset >= link.end:
             break
         if page.stream != link.audio or data[page.body : page.body + 4] == b"Opus":
             continue
-        at = page.body
+        at, lengths = page.body, []
         for size in data[page.offset + _PAGE.size : page.body]:
-            samples += _opus_packet(data[at : at + 2]) if begins and link.opus else 0
+            samples = _opus_packet(data[at : at + 2]) if begins else samples
             begins, at = size < 255, at + size  # noqa: PLR2004 - 255: it goes on
-    return samples
+            if begins:
+                lengths.append(samples)
+        yield page.position, lengths
 
 
 def _opus_packet(head: bytes) -> int:

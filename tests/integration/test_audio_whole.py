@@ -243,6 +243,30 @@ def test_an_opus_with_a_wrong_last_position_is_truncated_if_more_than_a_packet_i
         assert heard_s(tmp_path, repaged(data, change)) == pytest.approx(6, abs=0.05)
 
 
+@pytest.mark.parametrize("writer", ["libsndfile", "ffmpeg"])
+@pytest.mark.parametrize(("seconds", "late"), [(0.9, 0), (6, 0), (6, 10**7)])
+def test_an_opus_whose_last_position_leaves_out_several_packets_is_heard_whole_or_truncated(
+    tmp_path, writer, seconds, late
+):
+    data = (
+        ogg(seconds, 48_000, "OPUS")
+        if writer == "libsndfile"
+        else by_ffmpeg("libopus", "ogg", seconds, 48_000)
+    )
+    positions = [page.position for page in ogg_pages(data)]
+
+    def change(number: int, page: bytearray) -> bytearray:
+        if number > 1:
+            position = positions[number] if number < len(positions) - 1 else positions[-2] + 1_500
+            page[6:14] = struct.pack("<q", position + late)
+        return page
+
+    changed = repaged(data, change)
+    found = rejection(tmp_path, changed)
+    assert found is None or found.reason is Reason.TRUNCATED
+    assert found is not None or heard_s(tmp_path, changed) == pytest.approx(seconds, abs=0.05)
+
+
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 def test_an_ogg_that_lost_a_page_is_truncated(tmp_path, subtype):
     data = ogg(6, 48_000, subtype)

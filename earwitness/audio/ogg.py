@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
 from earwitness.audio import tags
@@ -112,7 +113,8 @@ def links(data: Data) -> list[Link]:
         if not found or (page.flags & _FIRST and found[-1].begun):
             found.append(Link(page.offset, page.end))
         found[-1].add(page, data)
-    for one, end in zip(found, [*(link.start for link in found[1:]), len(data)], strict=True):
+    for one, following in zip_longest(found, found[1:]):
+        end = following.start if following else len(data)
         if one.opus:
             _hold_to_packets(data, one)
         one.torn = not one.ended and tags.foreign_bytes(data, one.end, end) > 0

@@ -200,6 +200,19 @@ def test_a_link_whose_headers_are_damaged_is_not_left_out(tmp_path):
     assert rejection(tmp_path, damaged).reason in {Reason.TRUNCATED, Reason.DECODE_FAILED}
 
 
+@pytest.mark.parametrize("size", [4, 20, 26])
+def test_an_ogg_cut_within_its_first_pages_head_is_truncated(tmp_path, size):
+    assert rejection(tmp_path, ogg(1, 44_100, "VORBIS")[:size]).reason is Reason.TRUNCATED
+
+
+def test_an_ogg_without_a_page_is_told_to_begin_like_one(tmp_path):
+    found = rejection(tmp_path, b"OggS\xff" + bytes(400))
+    assert (found.reason, found.detail) == (
+        Reason.DECODE_FAILED,
+        "the clip starts like an Ogg file, but no decoder can open it",
+    )
+
+
 def repaged(data: bytes, change: Callable[[int, bytearray], object]) -> bytes:
     """An Ogg file with its pages changed, and their checksums right."""
     found = []

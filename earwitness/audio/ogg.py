@@ -144,13 +144,17 @@ def _hold_to_packets(data: Data, link: Link) -> None:
 def _opus_pages(data: Data, link: Link) -> Iterator[tuple[int, list[int]]]:
     """Each page's position, and how long the packets last that end in it.
 
-    Packets tell by their own first bytes (RFC 6716, section 3.1).
+    Packets tell by their own first bytes (RFC 6716, section 3.1). A page that is there twice, by
+    its position, stream and number, counts once.
     """
-    samples, begins = 0, True
+    samples, begins, before = 0, True, b""
     for page in pages(data, link.start):
         if page.offset >= link.end:
             break
         if page.stream != link.audio or data[page.body : page.body + 4] == b"Opus":
+            continue
+        again, before = before, data[page.offset + 6 : page.offset + 22]
+        if before == again:
             continue
         at, lengths = page.body, []
         for size in data[page.offset + _PAGE.size : page.body]:

@@ -280,6 +280,13 @@ def test_an_opus_whose_last_position_leaves_out_several_packets_is_heard_whole_o
     assert found is not None or heard_s(tmp_path, changed) == pytest.approx(seconds, abs=0.05)
 
 
+@pytest.mark.parametrize("seconds", [0.9, 6])
+def test_an_opus_whose_last_page_is_there_twice_is_heard(tmp_path, seconds):
+    data = ogg(seconds, 48_000, "OPUS")
+    last = list(ogg_pages(data))[-1]
+    assert heard_s(tmp_path, data + data[last.offset :]) == pytest.approx(seconds, abs=0.05)
+
+
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 def test_an_ogg_that_lost_a_page_is_truncated(tmp_path, subtype):
     data = ogg(6, 48_000, subtype)

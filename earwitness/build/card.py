@@ -127,5 +127,7 @@ def _asked(plan: Plan) -> list[str]:
 
 def _sampling(plan: Plan) -> str:
     sampling = plan.settings.sampling.model_dump(mode="json")
-    told = ", ".join(f"{name} {value}" for name, value in sampling.items())
+    told = ", ".join(
+        f"{name} {'none' if value is None else value}" for name, value in sampling.items()
+    )
     return f"{told}, max_tokens {plan.settings.max_tokens}"

@@ -272,6 +272,13 @@ def test_the_output_has_a_page_that_points_into_the_newest_build(tmp_path: Path)
         assert card.partition("\n---\n")[2].strip() in page(output)
 
 
+@pytest.mark.parametrize(("seed", "told"), [(None, "none"), (7, "7")])
+def test_the_card_says_whether_answers_were_sampled_with_a_seed(tmp_path: Path, seed, told):
+    build = whole(tmp_path, sampling={"seed": seed})
+    publish_build(build)
+    assert f", seed {told}, " in build.store.read_bytes("README.md").decode()
+
+
 def test_the_page_of_json_lines_alone_points_at_them(tmp_path: Path):
     build = whole(tmp_path, layout={"shard_rows": 2, "formats": ["jsonl"]})
     publish_build(build)

@@ -51,7 +51,7 @@ engine:
 sampling:
   temperature: 0.3
   top_p: 0.9
-  seed: 0
+  # seed: 1                  # reproducible sampling, which can be slower
 
 audio:
   too_long: reject            # or cut: use the first part of clips that are too long

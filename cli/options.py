@@ -35,9 +35,6 @@ _OPPOSITES: dict[Path, str] = {("input", "trusted"): "--untrusted"}
 _REPEATED: frozenset[Path] = frozenset({("engine", "url"), ("input", "allow")})
 """Lists whose option is given once for each item."""
 
-_OR_NONE: frozenset[Path] = frozenset({("sampling", "seed")})
-"""Settings that `none` turns off, where not giving them means something else."""
-
 _NO_OPTION: frozenset[Path] = frozenset({("manifest",), ("output",), ("engine", "vllm_args")})
 """Arguments, and what follows `--`."""
 
@@ -116,7 +113,7 @@ class Option:
             return [name.strip() for name in given.split(",") if name.strip()]
         if self.path == ("engine", "command"):
             return shlex.split(given)
-        return None if self.path in _OR_NONE and given.lower() == "none" else given
+        return given
 
 
 _METAVARS: dict[Path, str] = {
@@ -124,7 +121,6 @@ _METAVARS: dict[Path, str] = {
     ("input", "allow"): "WHERE",
     ("layout", "formats"): "parquet,jsonl",
     ("engine", "command"): "COMMAND",
-    ("sampling", "seed"): "NUMBER|none",
 }
 
 
@@ -245,14 +241,12 @@ def _plain(annotation: Any) -> Any:
 def _kind(kind: Any, path: Path) -> Any:
     if get_origin(kind) is tuple:
         return list[str] if path in _REPEATED else str
-    return str if path in _OR_NONE else kind
+    return kind
 
 
 def _default(default: Any, path: Path) -> Any:
     if path == ("layout", "formats"):
         return ",".join(default)
-    if path in _OR_NONE:
-        return str(default)
     return None if default == () else default
 
 

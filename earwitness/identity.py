@@ -144,7 +144,7 @@ def question_digest(model: ModelIdentity, sampling: SamplingSettings) -> str:
 
 
 def request_seed(key: str) -> int:
-    """The seed a request is sent with: 31 bits of its cache key (the build's seed is in there)."""
+    """The seed of a request of a seeded build: 31 bits of its cache key (which holds the seed)."""
     return int(key[:8], 16) & 0x7FFF_FFFF
 
 

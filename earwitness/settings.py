@@ -17,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -150,9 +151,16 @@ class SamplingSettings(_Model):
     """Choose only among this many likeliest words. -1 or 0: no limit."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     """Above 1: words that were used before become less likely."""
-    seed: int | None = 0
-    """Makes answers repeatable: each request gets a seed made from this number and its question.
-    none: no seeds, which is faster, but answers differ from run to run."""
+    seed: int | None = None
+    """Makes sampling reproducible: each request gets a seed made from this number and its question.
+    vLLM then samples requests one by one, which can be slower. Has no effect at temperature 0.
+    Default: no seed."""
+
+    @field_validator("seed")
+    @classmethod
+    def _no_seed_where_nothing_is_drawn(cls, seed: int | None, info: ValidationInfo) -> int | None:
+        """At temperature 0 all seeds give the same answers: they share keys, and none is sent."""
+        return None if info.data.get("temperature") == 0 else seed
 
 
 class EngineSettings(_Model):

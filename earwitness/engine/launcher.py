@@ -42,7 +42,8 @@ def with_whole_prompts(words: list[str], version: str) -> list[str]:
     """Keep vLLM for CPUs from reading a prompt in pieces, unless the words say how to.
 
     There, a prompt that is cut ends the whole engine when its request has a seed ("CPU Generator
-    does not use offset"): a few long clips at once are enough. On GPUs it is harmless.
+    does not use offset"): a few long clips at once are enough. On GPUs it is harmless. When
+    the engine starts, nobody knows whether a build with a seed will ask it.
 
     Args:
         words: What `vllm` is called with.

@@ -261,15 +261,15 @@ def test_other_weights_in_the_same_folder_are_asked_everything(night, start_stan
     assert asked == [4, 0, 4]
 
 
-@pytest.mark.parametrize("changed", [{"temperature": 0.7}, {"seed": 1}, {"seed": None}])
+@pytest.mark.parametrize("changed", [{"temperature": 0.7}, {"seed": 1}])
 def test_another_sampling_parameter_asks_everything(night, changed):
     night.build(sampling=SamplingSettings(**changed))
     assert night.asked == ASKED_ROWS
 
 
-def test_answers_without_seeds_are_kept_like_others(night):
-    night.build(sampling=SamplingSettings(seed=None))
-    night.build(sampling=SamplingSettings(seed=None))
+def test_builds_at_temperature_0_share_their_answers_whatever_their_seed(night):
+    night.build(sampling=SamplingSettings(temperature=0, seed=1))
+    night.build(sampling=SamplingSettings(temperature=0))
     assert night.asked == 0
 
 

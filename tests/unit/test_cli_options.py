@@ -79,7 +79,7 @@ def test_the_command_line_wins_over_the_file_and_keeps_what_it_does_not_name(tmp
         1.0,
         0.5,
     )
-    assert settings.sampling.seed == 0
+    assert settings.sampling.seed is None
 
 
 def test_a_file_may_name_manifest_and_output(tmp_path: Path):
@@ -149,14 +149,7 @@ def test_a_field_without_an_option_is_named_by_its_path():
     assert flag_of(["layout", "formats", 0]) == "--format"
 
 
-@pytest.mark.parametrize(("word", "seed"), [("7", 7), ("none", None), ("None", None)])
-def test_the_seed_is_a_number_or_none(word: str, seed: int | None):
-    by_path = {option.path: option for option in all_options()}
-    chosen = by_path["sampling", "seed"].value(word)
-    assert make_settings(given(sampling__seed=chosen), None).sampling.seed == seed
-
-
-def test_a_file_may_turn_the_seed_off(tmp_path: Path):
+def test_a_file_may_say_that_there_is_no_seed(tmp_path: Path):
     assert make_settings(NEEDED, config(tmp_path, "sampling: {seed: null}\n")).sampling.seed is None
 
 

@@ -97,6 +97,11 @@ def test_what_changes_answers_changes_the_question(changes: dict[str, object]):
     assert question(**changes) != question()
 
 
+def test_at_temperature_0_a_seed_is_no_part_of_the_question():
+    greedy, seeded = SamplingSettings(temperature=0), SamplingSettings(temperature=0, seed=1)
+    assert question(sampling=seeded) == question(sampling=greedy)
+
+
 def test_a_local_model_is_its_files_wherever_they_lie():
     assert (
         ModelIdentity("local", "here", "1").digest()

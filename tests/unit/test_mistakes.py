@@ -77,6 +77,7 @@ COMMANDS = [
     usage(f"{BUILD} --max-tokens many", "--max-tokens", "a whole number, not 'many'"),
     usage(f"{BUILD} --max-tokens 0", "--max-tokens", "at least 1, not 0"),
     usage(f"{BUILD} --max-tokens", "--max-tokens needs a value"),
+    usage(f"{BUILD} --seed none", "--seed", "a whole number, not 'none'"),
     usage(f"{BUILD} --temperature 9", "--temperature", "at most 2, not 9.0"),
     usage(f"{BUILD} --max-rejected 50", "--max-rejected", "at most 1, not 50.0"),
     usage(f"{BUILD} --too-long shorten", "--too-long", "'reject', 'cut', not 'shorten'"),

@@ -21,6 +21,16 @@ def test_overriding_one_nested_value_keeps_the_others_defaults():
     assert settings(sampling={"temperature": 0}).sampling.top_p == 0.9
 
 
+def test_no_seed_is_set_where_none_is_asked_for():
+    assert settings().sampling.seed is None
+
+
+def test_at_temperature_0_a_seed_changes_nothing_and_is_not_kept():
+    greedy = settings(sampling={"temperature": 0, "seed": 1})
+    assert greedy == settings(sampling={"temperature": 0})
+    assert greedy.frozen_digest() == settings(sampling={"temperature": 0}).frozen_digest()
+
+
 def test_columns_must_have_different_names():
     with pytest.raises(ValidationError, match="different names"):
         settings(layout={"answer_column": "audio"})

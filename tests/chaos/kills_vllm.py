@@ -32,7 +32,7 @@ from tests.e2e.processes import family
 
 MODEL = Path(os.environ.get("EARWITNESS_TEST_MODEL", ROOT / "demo_model/weights")).resolve()
 LAYOUT = Layout(rows=160, shard_rows=80, batch_rows=4, window=2, clips=6)
-ENGINE_WORDS = ("--dtype", "float32", "--max-tokens", "24", "--max-num-seqs", "8")
+ENGINE_WORDS = ("--dtype", "float32", "--max-tokens", "24", "--max-num-seqs", "8", "--seed", "1")
 TARGETS = ("group", "alone", "engine", "guardian")
 KILLS_A_BUILD = 6
 ANSWERED = re.compile(r"(?m)^vllm:request_success_total\{.*\} (\S+)$")

@@ -13,6 +13,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from earwitness.settings import DEFAULT_SYSTEM_PROMPT, SamplingSettings
 QUESTION = "What do you hear?"
 
 
-def asked_about(clip: Path, texts: tuple[str, ...] = (QUESTION,), seed: int = 0) -> AskRequest:
+def asked_about(
+    clip: Path, texts: tuple[str, ...] = (QUESTION,), seed: int | None = None
+) -> AskRequest:
     """A question about a clip, as a record of a manifest would ask it."""
     audio = [AudioPart(type="audio", clip=0)]
     parts: list[TextPart | AudioPart] = [*audio, *(TextPart(type="text", text=t) for t in texts)]
@@ -91,9 +94,8 @@ def main() -> None:
     parser.add_argument("--api-key", default="")
     options = parser.parse_args()
     bodies = []
-    for number, clip in enumerate(sorted(options.folder.rglob("*.wav"))):
-        ask = asked_about(clip, seed=number)
-        ask = AskRequest(ask.messages, ask.clips, ask.sampling, options.max_tokens, ask.seed)
+    for clip in sorted(options.folder.rglob("*.wav")):
+        ask = replace(asked_about(clip), max_tokens=options.max_tokens)
         bodies.append(lambda ask=ask: ask.encoded(options.model, inline=options.inline))
     work = ask_all(options.url, bodies, in_flight=options.in_flight, api_key=options.api_key)
     print(json.dumps(asyncio.run(work)))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 SCRIPT = "python -m tests.bench.engine_front"
 CLIPS = 60
 ROUNDS = 2
+SEED_ROUNDS = 5
 QUESTIONS = 5
 TOKENS = 24
 SHARD_ROWS, SHARDS, SHARD_RATE = 1_000, 3, 250
@@ -55,13 +56,16 @@ print(json.dumps({{**counts, **when}}))
 """
 
 
-def bodies(clips: Iterable[Path], *, inline: bool, asks: int = 1, seed: int = 0) -> list[Any]:
+def bodies(
+    clips: Iterable[Path], *, inline: bool, asks: int = 1, seeded: bool = False
+) -> list[Any]:
     """Requests about clips, those about the same clip side by side."""
     made = []
     for number, clip in enumerate(clips):
         for question in range(asks):
             text = f"What do you hear{', tell me' * question}?"
-            asked = asked_about(clip, (text,), seed=seed + number * asks + question)
+            seed = number * asks + question if seeded else None
+            asked = asked_about(clip, (text,), seed=seed)
             made.append(partial(_encoded, asked, inline=inline))
     return made
 
@@ -98,18 +102,36 @@ def seeds(engine: RunningEngine, home: Path, flight: int) -> Row:
     def side(number: int, *, seed: bool) -> float:
         asked = []
         for count in range(2 * CLIPS):
-            ask = asked_about(clip, seed=1000 * number + count)
-            own = {} if seed else {"seed": None}
+            ask = asked_about(clip, seed=1000 * number + count if seed else None)
             text = [{"role": "user", "content": f"Say something about sound {count}, {number}."}]
-            made = partial(_encoded, ask, inline=False, messages=text, ignore_eos=True, **own)
+            made = partial(_encoded, ask, inline=False, messages=text, ignore_eos=True)
             asked.append(made)
         return rate(engine, asked, flight)
 
-    found = in_turn({"with": partial(side, seed=True), "without": partial(side, seed=False)})
+    sides = {"with": partial(side, seed=True), "without": partial(side, seed=False)}
+    found = in_turn(sides, SEED_ROUNDS)
     return row(
         f"real vLLM: requests with a seed each / without, {flight} in flight",
         f"{found['with'] / found['without']:.2f}",
         f"{found['with']:.1f} and {found['without']:.1f} requests/s, {TOKENS} tokens each",
+    )
+
+
+def seeds_with_clips(engine: RunningEngine, home: Path) -> Row:
+    """The same where hearing is a large share: every request is about a clip of its own."""
+
+    def side(number: int, *, seed: bool) -> float:
+        where = home / f"seeds-{seed}-{number}"
+        clips = write_sounds(where, CLIPS, seed=100 + 2 * number + seed)
+        return rate(engine, bodies(clips, inline=True, seeded=seed))
+
+    sides = {"with": partial(side, seed=True), "without": partial(side, seed=False)}
+    found = in_turn(sides, SEED_ROUNDS)
+    return row(
+        f"real vLLM: requests about clips with a seed each / without, {in_flight(SLOTS)} in flight",
+        f"{found['with'] / found['without']:.2f}",
+        f"{found['with']:.1f} and {found['without']:.1f} requests/s, clips of 2-10 s, up to "
+        f"{TOKENS} tokens each",
     )
 
 
@@ -180,7 +202,8 @@ def on_vllm(home: Path) -> list[Row]:
     with vllm(home) as engine:
         rate(engine, bodies(write_sounds(home / "warm", 16, seed=2), inline=True))
         rows = [seeds(engine, home, flight) for flight in (8, 32)]
-        rows += [ways(engine, home), *several_questions(engine, home)]
+        rows += [seeds_with_clips(engine, home), ways(engine, home)]
+        rows += several_questions(engine, home)
         clips = write_sounds(home / "single", 2 * CLIPS, seed=5)
         one = rate(engine, bodies(clips, inline=True))
     return [*rows, api_servers(home, one)]

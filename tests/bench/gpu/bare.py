@@ -124,7 +124,7 @@ async def _watch_gpu(watched: Watched) -> None:
 
 
 async def ask_all(
-    server: Server, clips: Sequence[Path], asked: Asked, *, seeded: bool = True
+    server: Server, clips: Sequence[Path], asked: Asked, *, seeded: bool = False
 ) -> float:
     """Ask about every clip, 1.1 times the engine's slots at once.
 
@@ -132,7 +132,7 @@ async def ask_all(
         server: The engine; it reads the clips itself.
         clips: At 16 kHz.
         asked: Asked of each.
-        seeded: Each request brings a seed of its own, as earwitness's do.
+        seeded: Each request brings a seed of its own, as those of a seeded build do.
 
     Returns:
         Seconds from the first request to the last answer.
@@ -163,8 +163,6 @@ async def ask_all(
 def _body(model: str, clip: Path, asked: Asked, seed: int | None) -> dict[str, Any]:
     parts: Any = [{"type": "audio", "clip": 0}, {"type": "text", "text": asked.question}]
     turns = ({"role": "user", "content": parts},)
-    request = AskRequest(turns, (clip,), asked.sampling, asked.tokens, seed or 0)
+    request = AskRequest(turns, (clip,), asked.sampling, asked.tokens, seed)
     body = chat_payload(request, model, inline=False)
-    if seed is None:
-        del body["seed"]
     return {**body, "ignore_eos": True, "min_tokens": asked.tokens}

@@ -111,7 +111,8 @@ def _segment_blocks(
             yield np.zeros((event.samples, segment.channels), np.float32)
         elif isinstance(event, mpeg.Frame):
             form = event.form
-            body = data[event.offset : event.offset + form.length]
+            # behind a frame that is cut, FFmpeg would read what was in memory before
+            body = data[event.offset : event.offset + form.length].ljust(form.length, b"\0")
             yield decoder.decode(body, form.samples, form.channels)
             frames += 1
             if frames == segment.frames:

@@ -115,6 +115,15 @@ def test_an_mp3_that_lacks_a_part_of_its_last_frame_is_heard(tmp_path, tag, opti
     assert heard_s(tmp_path, data) == pytest.approx(3, abs=0.06)
 
 
+@pytest.mark.parametrize("lacking", [280, 300, 320])
+def test_what_an_mp3_lacks_of_its_last_frame_is_heard_like_zeros(tmp_path, lacking):
+    data = by_libsndfile(1.1, 16_000, "MP3", "MPEG_LAYER_III")
+    look(tmp_path, data[:-lacking] + bytes(lacking))
+    filled = (tmp_path / "heard.wav").read_bytes()
+    look(tmp_path, data[:-lacking])
+    assert (tmp_path / "heard.wav").read_bytes() == filled
+
+
 def test_a_tag_whose_size_is_wrong_hides_no_frames(tmp_path):
     tag = b"ID3\x04\x00\x00\x7f\x7f\x7f\x7f"
     data = mp3(2, **PIPED) + tag + mp3(3, **PIPED)

@@ -122,6 +122,8 @@ class Cluster:
             port: Port on the loopback.
         """
         words = [str(self._programs / "postgres"), "-D", str(self._data), "-p", str(port)]
+        # compiling the query behind a run's graph takes longer than running it, up to its time-out
+        words += ["-c", "jit=off"]
         # no socket in the file system: its path has a limit of 107 bytes
         return [*self._as_user, *words, "-c", "listen_addresses=127.0.0.1", "-k", ""]
 

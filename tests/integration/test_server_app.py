@@ -110,16 +110,25 @@ def test_many_writers_at_once_meet_no_lock_on_sqlite(server: str, tmp_path: Path
 
 
 LOCAL = """
-import os, sys
+import asyncio, os, sys
 from pathlib import Path
+import asyncpg
 from deployments import local
+
+async def compiles(url):
+    database = await asyncpg.connect(url.replace("+asyncpg", ""))
+    return await database.fetchval("SHOW jit")
+
 local.FOLDER.mkdir(parents=True, exist_ok=True)
 programs = Path(sys.argv[1]) if sys.argv[1] else None
 given = local.start_database(programs, local._environment("http://127.0.0.1:1"))
-print(given.get("PREFECT_SERVER_DATABASE_CONNECTION_URL", "sqlite"))
+url = given.get("PREFECT_SERVER_DATABASE_CONNECTION_URL", "sqlite")
+print(url)
+if sys.argv[2:] == ["jit"]:
+    print(asyncio.run(compiles(url)))
 local.down()
 print(local._ours())
-if sys.argv[2:]:
+if sys.argv[2:] == ["clean"]:
     local._clean()
     print(local._cluster(programs)._folder.exists())
 """
@@ -157,6 +166,13 @@ def test_make_up_keeps_its_runs_in_postgresql_where_it_is_installed(house: Path)
     (second, *left), _ = start_database(house, INSTALLED, "clean")
     assert second.split("@")[0] == first.split("@")[0]
     assert left == ["[]", "False"]
+
+
+@needs_postgres
+def test_the_postgresql_of_make_up_compiles_no_query(house: Path):
+    # with many runs, the query behind a run's graph was compiled for up to its time-out of 10 s
+    assert start_database(house, INSTALLED, "jit")[0][1] == "off"
+    start_database(house, INSTALLED, "clean")
 
 
 def test_make_up_without_postgresql_says_so_and_uses_sqlite(house: Path):

@@ -40,10 +40,11 @@ def check_storage(failed: Mapping[str, str], clips: int) -> None:
     """
     if too_many_failed(len(failed), clips):
         uri, why = next(iter(failed.items()))
+        example = why if why.startswith(shown(uri)) else f"{shown(uri)}: {why}"
         raise ShardFailedError(
             f"at least {len(failed):,} of {clips:,} clips could not be fetched, for example "
-            f"{shown(uri)}: {why}; none of them is rejected: when their storage works, run the "
-            "build again or retry it"
+            f"{example}; none of them is rejected: when their storage works, run the build again "
+            "or retry it"
         )
 
 

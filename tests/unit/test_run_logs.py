@@ -51,7 +51,10 @@ def test_in_a_form_a_message_names_settings_as_the_form_does():
     assert in_form_words(said) == told
 
 
-def test_a_shard_whose_storage_is_down_says_which_clip_and_why():
-    failed = {f"http://host/{number}.wav": "HTTP 503" for number in range(10)}
-    with pytest.raises(ShardFailedError, match=r"10 of 13 clips .* http://host/0.wav: HTTP 503"):
+@pytest.mark.parametrize("why", ["HTTP 503", "http://host/{}.wav: HTTP 503"])
+def test_a_shard_whose_storage_is_down_says_once_which_clip_and_why(why: str):
+    failed = {f"http://host/{number}.wav": why.format(number) for number in range(10)}
+    with pytest.raises(ShardFailedError) as caught:
         check_storage(failed, 13)
+    assert "10 of 13 clips could not" in str(caught.value)
+    assert "for example http://host/0.wav: HTTP 503; none" in str(caught.value)

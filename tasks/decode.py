@@ -10,7 +10,7 @@ from prefect import task
 from earwitness.build.batch import BatchRef, keys_digest, load_batch, save_batch
 from earwitness.build.layout import Build, shard_mark
 from earwitness.build.listening import decode_batch
-from earwitness.build.stages import key_rows, recall_duplicates, recall_rows
+from earwitness.build.stages import recall_batch
 from earwitness.runtime import current
 from tasks.retrying import retrying
 from tasks.telling import plainly
@@ -26,10 +26,8 @@ def decode(batch: BatchRef) -> BatchRef:
     audio = folder / "audio"
     audio.mkdir(parents=True, exist_ok=True)
     runtime.run(decode_batch(runtime, records, folder / "clips", audio))
-    known = key_rows(records, build.plan.question_digest)
-    recall_rows(build, known, shard_mark(batch.shard))
     memory = runtime.memory(batch.build, batch.shard)
-    recall_duplicates(build, memory, [row for row in known if row.outcome is None])
+    recall_batch(build, memory, records, shard_mark(batch.shard))
     save_batch(folder, "decode", records)
     shutil.rmtree(folder / "clips", ignore_errors=True)
     return replace(batch, digest=keys_digest(records))

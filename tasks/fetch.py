@@ -6,12 +6,7 @@ from prefect import task
 
 from earwitness.build.batch import BatchRef, load_batch, save_batch
 from earwitness.build.layout import Build, shard_mark
-from earwitness.build.stages import (
-    fetch_batch,
-    key_rows,
-    recall_duplicates,
-    recall_rows,
-)
+from earwitness.build.stages import fetch_batch, recall_batch
 from earwitness.runtime import current
 from tasks.retrying import retrying
 from tasks.telling import plainly
@@ -28,9 +23,7 @@ def fetch(batch: BatchRef, clips_in_shard: int) -> BatchRef:
     clips = folder / "clips"
     clips.mkdir(parents=True, exist_ok=True)
     runtime.run(fetch_batch(runtime, memory, records, clips, clips_in_shard=clips_in_shard))
-    known = key_rows(records, build.plan.question_digest)
-    recall_rows(build, known, shard_mark(batch.shard))
-    recall_duplicates(build, memory, [row for row in known if row.outcome is None])
+    recall_batch(build, memory, records, shard_mark(batch.shard))
     if records.open_rows():
         runtime.start_engine()
     save_batch(folder, "fetch", records)

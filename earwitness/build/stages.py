@@ -213,6 +213,20 @@ def recall_rows(build: Build, rows: Sequence[RowState], near: str) -> None:
             row.outcome, row.reused = replace(outcome, clips=row.heard), True
 
 
+def recall_batch(build: Build, memory: ShardMemory, batch: Batch, near: str) -> None:
+    """Decide the records whose sounds have become known, as far as their outcome is stored.
+
+    Args:
+        build: Gives the cache, the segments, the limits and the reasons to ask again.
+        memory: Knows what other batches of the shard asked.
+        batch: Its undecided records get a cache key, or their outcome.
+        near: As for `recall_rows`.
+    """
+    known = key_rows(batch, build.plan.question_digest)
+    recall_rows(build, known, near)
+    recall_duplicates(build, memory, [row for row in known if row.outcome is None])
+
+
 async def generate_batch(
     runtime: Runtime, build: Build, memory: ShardMemory, batch: Batch, audio: Path
 ) -> list[Decided]:

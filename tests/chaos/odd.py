@@ -72,7 +72,7 @@ def odd(clips: dict[str, bytes], name: str, dice: Random) -> tuple[str, bytes]:
     kind = dice.choice([*_ANY, *own, *own])
     way = own.get(kind) or _ANY[kind]
     data = way(Drawn(clips, name, dice))
-    if dice.random() < 0.25:
+    if len(data) > 1 and dice.random() < 0.25:  # else there is nothing to change again
         second = dice.choice([*_ANY, *own])
         way = own.get(second) or _ANY[second]
         data = way(Drawn({**clips, name: data}, name, dice))

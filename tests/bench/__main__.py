@@ -40,7 +40,6 @@ MODULES = (
     "planning",
     "memory",
     "prefect_cost",
-    "scale",
     "gpu",
 )
 PART = "table"

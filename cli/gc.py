@@ -1,4 +1,4 @@
-"""`earwitness gc`: remove old builds, and cached answers that no remaining build uses."""
+"""`earwitness gc`: remove old builds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cli.help import Command
 from cli.status import Where  # noqa: TC001 - typer reads the annotation
 
 if TYPE_CHECKING:
-    from earwitness.build.gc import Garbage, OldSegments
+    from earwitness.build.gc import Garbage
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -28,7 +28,7 @@ def gc(
         int,
         typer.Option(
             min=1,
-            help="Keep this many published builds, the newest ones. Default: 3.",
+            help="Keep this many published builds of each name, the newest ones. Default: 3.",
             metavar="N",
             show_default=False,
         ),
@@ -46,23 +46,20 @@ def gc(
         bool, typer.Option("--dry-run", help="Say what would be removed, without removing it.")
     ] = False,
 ) -> None:
-    """Remove old builds of OUTPUT, and cached answers that no remaining build uses.
+    """Remove old builds of OUTPUT with the answers that only they used.
 
-    The build that latest.json names is never removed, nor a build that is running. The remaining
-    builds load as before, and building their manifests again asks the engine nothing.
+    The build that latest.json names is never removed, nor a build that is running, nor one that a
+    running build reuses. The remaining builds load as before, and building the newest one's
+    manifest again asks the engine nothing.
     """
     from cli.live import View
     from cli.tables import output as console
-    from earwitness.build.gc import Listener, find_garbage, remove_garbage
+    from earwitness.build.gc import find_garbage, remove_garbage
 
     with View() as view:
-        view.busy("reading which files the builds use")
-        found = find_garbage(
-            output,
-            keep=keep,
-            unpublished_after_s=unpublished_after_h * _HOUR_S,
-            listener=Listener(lambda rows: view.count("rows read", rows), view.advance),
-        )
+        view.busy("looking at the builds")
+        after_s = unpublished_after_h * _HOUR_S
+        found = find_garbage(output, keep=keep, unpublished_after_s=after_s)
     _print(found)
     if dry_run:
         console().print("nothing was removed (--dry-run)")
@@ -70,7 +67,7 @@ def gc(
     with View() as view:
         whole = remove_garbage(found, view.busy)
     if not whole:
-        console().print("a build was started again meanwhile: it was kept, and so was the cache")
+        console().print("a build was started again meanwhile, and it was kept")
 
 
 def _print(found: Garbage) -> None:
@@ -82,15 +79,6 @@ def _print(found: Garbage) -> None:
     ]
     lines += [
         ("builds", f"{len(found.builds):,} of {found.builds_of:,} to be removed"),
-        ("outcome segments", _segments(found.outcomes, found.note)),
-        ("clip segments", _segments(found.clips, found.note)),
         ("disk space freed", decimal(found.bytes)),
     ]
     print_table(lines)
-
-
-def _segments(old: OldSegments, note: str) -> str:
-    if note:
-        return f"all kept: {note}"
-    size = f", {decimal(old.bytes)}" if old.names else ""
-    return f"{len(old.names):,} of {old.of:,} to be removed{size}"

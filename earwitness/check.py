@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from earwitness.build.batch import Batch, ClipState, RowState
 from earwitness.build.listening import decode_batch, validate_batch
 from earwitness.build.plan import linted_rows
+from earwitness.build.sources import outcomes_now
 from earwitness.build.stages import fetch_batch, key_rows, recall_rows
 from earwitness.manifest.fields import SchemaBuilder
 from earwitness.manifest.lint import Linter, lint_rules
@@ -159,10 +160,12 @@ def check_clips(
 
 
 class _StoredAnswers:
-    """Counts rows whose answer is stored, many at once: a look-up reads the cache's index."""
+    """Counts rows whose answer is stored, many at once: a look-up reads the builds' keys."""
 
     def __init__(self, build: Build | None, report: Report) -> None:
         self._build = build
+        if build is not None:
+            self._outcomes = outcomes_now(build)
         self._report = report
         self._rows: list[RowState] = []
 
@@ -176,7 +179,7 @@ class _StoredAnswers:
     def flush(self) -> None:
         if self._build is None:
             return
-        recall_rows(self._build, self._rows, "")
+        recall_rows(self._build, self._rows, 0, self._outcomes)
         found = sum(
             row.outcome is not None and row.outcome.answer is not None for row in self._rows
         )

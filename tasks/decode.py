@@ -8,7 +8,7 @@ from dataclasses import replace
 from prefect import task
 
 from earwitness.build.batch import BatchRef, keys_digest, load_batch, save_batch
-from earwitness.build.layout import Build, shard_mark
+from earwitness.build.layout import Build
 from earwitness.build.listening import decode_batch
 from earwitness.build.stages import recall_batch
 from earwitness.runtime import current
@@ -27,7 +27,7 @@ def decode(batch: BatchRef) -> BatchRef:
     audio.mkdir(parents=True, exist_ok=True)
     runtime.run(decode_batch(runtime, records, folder / "clips", audio))
     memory = runtime.memory(batch.build, batch.shard)
-    recall_batch(build, memory, records, shard_mark(batch.shard))
+    recall_batch(build, memory, records, batch.shard)
     save_batch(folder, "decode", records)
     shutil.rmtree(folder / "clips", ignore_errors=True)
     return replace(batch, digest=keys_digest(records))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import task
 
 from earwitness.build.batch import BatchRef, load_batch, save_batch
-from earwitness.build.layout import Build, shard_mark
+from earwitness.build.layout import Build
 from earwitness.build.stages import fetch_batch, recall_batch
 from earwitness.runtime import current
 from tasks.retrying import retrying
@@ -23,7 +23,7 @@ def fetch(batch: BatchRef, clips_in_shard: int) -> BatchRef:
     clips = folder / "clips"
     clips.mkdir(parents=True, exist_ok=True)
     runtime.run(fetch_batch(runtime, memory, records, clips, clips_in_shard=clips_in_shard))
-    recall_batch(build, memory, records, shard_mark(batch.shard))
+    recall_batch(build, memory, records, batch.shard)
     if records.open_rows():
         runtime.start_engine()
     save_batch(folder, "fetch", records)

@@ -18,7 +18,7 @@ from tasks.telling import plainly, told
 @task(name="persist", task_run_name="persist shard {shard}", **retrying)
 @plainly
 def persist(build: str, shard: int, segments: Sequence[str] = ()) -> Receipt:
-    """Join plan, segments and reused outcomes into data, rejections, cache and receipt."""
+    """Join plan, segments and reused outcomes into the shard's files and its receipt."""
     runtime = current()
     whose = {"engine": runtime.engine_version(), "worker": os.environ.get(WORKER_VARIABLE, "")}
     with runtime.booked() as booking:

@@ -16,7 +16,7 @@ from tasks.telling import plainly, told
 @task(name="resolve", task_run_name="resolve shard {shard}", **retrying)
 @plainly
 def resolve(build: str, shard: int) -> Resolved:
-    """Stat the shard's clips, look up the cache, cut the rest into batches."""
+    """Stat the shard's clips, look up earlier builds, cut the rest into batches."""
     found = resolve_shard(current(), Build.at(build), shard)
     trim_heap()
     tell(Advanced(found.generated, found.reused, found.rejected))

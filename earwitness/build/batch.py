@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
@@ -29,6 +29,7 @@ from earwitness.cache.tables import (
     outcome_row,
     sighting_from_row,
     sighting_row,
+    sighting_table,
 )
 from earwitness.cache.writing import parquet_bytes
 from earwitness.engine.account import NOTHING_BOOKED, Booking
@@ -195,12 +196,16 @@ def _sighting(clip: ClipState) -> ClipSighting | None:
     if rejection is None or rejection.transient or rejection.reason in _JUDGED_ANEW:
         return None
     if rejection.reason is Reason.CLIP_MISSING:
-        # under no stamp: it is known as missing, and looked for again all the same
-        return ClipSighting(clip.uri, "", None, rejection)
+        return missing_clip(clip.uri, clip.seen)
     # storage that denies reading may deny a stamp, too
     if clip.stamp or rejection.reason is Reason.ACCESS_DENIED:
         return ClipSighting(clip.uri, clip.stamp, None, rejection)
     return None
+
+
+def missing_clip(uri: str, seen: ClipSighting | None) -> ClipSighting:
+    """A clip that is not there now: what was known of it holds again when it is back."""
+    return replace(seen or ClipSighting(uri, "", None), missing=True)
 
 
 _JUDGED_ANEW = {Reason.ADDRESS_REFUSED, Reason.CLIP_TOO_LARGE}
@@ -316,6 +321,37 @@ def write_segment(
     metadata = {_SIGHTINGS_KEY: seen.encode(), _BOOKING_KEY: booked.encode()}
     table = table.replace_schema_metadata(metadata)
     build.store.write_bytes(path, parquet_bytes(table, SEGMENT_GROUP_ROWS))
+
+
+def resolved_path(shard: int) -> str:
+    """The segment of what a shard's first resolve decided."""
+    return f"{work_path(shard)}/resolved.parquet"
+
+
+def clips_path(shard: int) -> str:
+    """What earlier builds know of a shard's clips, as its first resolve found it."""
+    return f"{work_path(shard)}/clips.parquet"
+
+
+def write_resolved(
+    build: Build,
+    shard: int,
+    decided: list[Decided] | pa.Table,
+    clips: Iterable[pa.Table] = (),
+    booking: Booking = NOTHING_BOOKED,
+) -> None:
+    """Write what a shard's first resolve found; the segment last: its batches are frozen then.
+
+    Args:
+        build: The build.
+        shard: Number of the shard.
+        decided: The rows that are decided.
+        clips: What is known of the shard's clips.
+        booking: Engine time.
+    """
+    known = pa.concat_tables([sighting_table([]), *clips]).combine_chunks()
+    build.store.write_bytes(clips_path(shard), parquet_bytes(known, SEGMENT_GROUP_ROWS))
+    write_segment(build, resolved_path(shard), decided, [], booking)
 
 
 class Segment:

@@ -10,19 +10,21 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from earwitness.build.account import Account
-from earwitness.cache import SegmentCache, shared_tables
 from earwitness.errors import BuildNotFoundError, BuildVersionError
 from earwitness.records import Json
 from earwitness.settings import BuildSettings
 from earwitness.storage import Store
 from earwitness.strict_json import json_document
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 """Raised when a build's files, or the keys of its stored answers, mean something else."""
 _READERS = 16
 
-FILE_FOLDERS = ("data", "jsonl", "rejected")
-"""Folders of a build that hold what receipts name: Parquet, JSON lines, rejections."""
+TABLES = ("outcomes", "clips")
+"""Folders of a build that later builds look into: outcomes by cache key, clips by URI."""
+
+FILE_FOLDERS = ("data", "jsonl", "rejected", *TABLES)
+"""Folders of a build that hold what receipts name."""
 
 
 class _Document(BaseModel):
@@ -67,6 +69,8 @@ class Plan(_Document):
         settings: Resolved settings: addresses absolute, the question's text, the model's limits.
         identity: What two runs must share to be the same build (see `plan.plan_identity`).
         question_digest: What all cache keys of the build share.
+        base: Id of the build whose same shard is looked into first; empty: there is none.
+        sources: Ids of all builds whose outcomes and clips this one reuses, newest first.
         fields: The output schema, as `OutputFields` writes it.
     """
 
@@ -79,6 +83,8 @@ class Plan(_Document):
     model: Json
     identity: str
     question_digest: str
+    base: str = ""
+    sources: tuple[str, ...] = ()
     fields: Json
     rows: int
     shards: tuple[ShardPlan, ...]
@@ -285,30 +291,6 @@ class Build:
     def _unlisted_shards(self) -> list[int]:
         done = self.done_shards()
         return [number for number in range(len(self.plan.shards)) if number not in done]
-
-    @property
-    def outcomes(self) -> SegmentCache:
-        """The output's outcome cache."""
-        return shared_tables(self.output.root)[0]
-
-    @property
-    def sightings(self) -> SegmentCache:
-        """The output's clip cache."""
-        return shared_tables(self.output.root)[1]
-
-    def segment_name(self, shard: int) -> str:
-        """The name of a shard's cache segments; sorts by planning time."""
-        return f"{self.segment_prefix}{shard_mark(shard).removeprefix('.')}"
-
-    @property
-    def segment_prefix(self) -> str:
-        """What the names of this build's cache segments, and no other's, begin with."""
-        return f"{self.plan.planned_at.replace(':', '')}-{self.id}."
-
-
-def shard_mark(shard: int) -> str:
-    """The part of a cache segment's name that says which shard it came from."""
-    return f".shard-{shard:05d}"
 
 
 def shard_path(shard: int) -> str:

@@ -7,19 +7,41 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import chain, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from earwitness.audio.facts import sound_of
 from earwitness.build.account import Account, booked
 from earwitness.build.account import generated as cost_of
-from earwitness.build.batch import Decided, Segment, failed_clip, stands
+from earwitness.build.batch import (
+    Decided,
+    Segment,
+    clips_path,
+    failed_clip,
+    resolved_path,
+    stands,
+)
 from earwitness.build.failures import too_many_failed
-from earwitness.build.layout import Counts, Receipt, receipt_path, work_path
+from earwitness.build.layout import Counts, Receipt, receipt_path
 from earwitness.build.resolve import read_shard, segment_paths
-from earwitness.build.writers import RejectionsFile, ShardFile, data_files
-from earwitness.cache.tables import outcome_table, sighting_table
+from earwitness.build.sources import outcomes_of
+from earwitness.build.writers import RejectionsFile, ShardFile, TableFile, data_files
+from earwitness.cache.tables import (
+    OUTCOME_SCHEMA,
+    SIGHTING_SCHEMA,
+    outcome_from_row,
+    outcome_table,
+    sighting_from_row,
+    sighting_table,
+    uri_key,
+)
 from earwitness.engine.account import NOTHING_BOOKED
 from earwitness.errors import BuildDamagedError, LedgerError, ShardFailedError
 from earwitness.heap import trim_heap
+from earwitness.identity import cache_key
 from earwitness.records import Stage
 from earwitness.scratch import scratch_folder
 
@@ -27,9 +49,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
     from earwitness.build.layout import Build, StoredFile
-    from earwitness.cache.writing import SegmentWriter
     from earwitness.engine.account import Booking
-    from earwitness.records import Outcome, PlannedRow, Rejection
+    from earwitness.records import Message, Outcome, PlannedRow, Rejection
 
 CHUNK_ROWS = 1024
 
@@ -43,7 +64,7 @@ def persist_shard(
     worker: str = "",
     booking: Booking = NOTHING_BOOKED,
 ) -> Receipt:
-    """Write a finished shard's data, rejections and cache segments, and last its receipt.
+    """Write a finished shard's data, rejections, outcomes and clips, and last its receipt.
 
     Args:
         build: The build.
@@ -64,30 +85,28 @@ def persist_shard(
     if done is not None:
         return done
     trim_heap()
-    name = build.segment_name(shard)
-    with (
-        scratch_folder() as folder,
-        build.sightings.writer(name) as seen,
-        build.outcomes.writer(name) as segment,
-    ):
+    with scratch_folder() as folder:
         join = _Join(build, shard, segments)
         ledger = _Ledger(join.resolved)
-        for one in join.segments:
-            seen.add(sighting_table(one.take_sightings()))
+        known = _clip_table(build, shard, join.segments)
+        clips = TableFile(build, shard, folder, "clips", SIGHTING_SCHEMA)
+        clips.add(known)
         trim_heap()
-        fresh = _FreshOutcomes(segment)
+        outcomes_file = TableFile(build, shard, folder, "outcomes", OUTCOME_SCHEMA)
+        outcomes = _Outcomes(outcomes_file)
         data = data_files(build, shard, folder)
         rejections = RejectionsFile(build, shard, folder)
         for chunk in join.chunks():
-            ledger.count(chunk, fresh.add(chunk))
+            ledger.count(chunk, outcomes.add(chunk))
             _write(chunk, data, rejections)
-        fresh.keep_strikes()
+        outcomes.carry_over(build, shard, known)
         ledger.check_passing()
         if not ledger.counts.balanced:
             raise LedgerError(f"the counts of shard {shard} do not add up: {ledger.counts}")
         files: list[StoredFile] = [file.store() for file in data]
         if rejections.rows:
             files.append(rejections.store())
+        files += [outcomes_file.store(), clips.store()]
     receipt = Receipt(
         shard=shard,
         counts=ledger.counts,
@@ -121,7 +140,7 @@ class _Join:
 
     def __init__(self, build: Build, shard: int, segments: Iterable[str]) -> None:
         batches = sorted({*segments, *segment_paths(build, shard)})
-        paths = [f"{work_path(shard)}/resolved.parquet", *batches]
+        paths = [resolved_path(shard), *batches]
         self.segments = [Segment(build, path) for path in paths]
         # rows that were decided without fetching a clip
         self.resolved = set(chain.from_iterable(self.segments[0].rows))
@@ -236,45 +255,93 @@ class _Ledger:
             )
 
 
-class _FreshOutcomes:
-    """Outcomes that stand and that the cache did not hold before this build; each key once.
+class _Outcomes:
+    """The outcomes that a shard uses, each key once, written as its outcomes file.
 
     Of the rows that ask the same, the first one is the one that counts as generated, whichever
     of them was asked, and in how many attempts.
     """
 
-    def __init__(self, segment: SegmentWriter) -> None:
-        self._segment = segment
-        self._seen: set[bytes] = set()
+    def __init__(self, file: TableFile) -> None:
+        self._file = file
+        self._written: set[bytes] = set()
+        self._fresh: set[bytes] = set()
         self._struck: dict[bytes, Outcome] = {}
+        self._open: list[tuple[tuple[str, ...], tuple[Message, ...]]] = []
 
     def add(self, chunk: Joined) -> list[Outcome]:
-        """Keep what is new in a chunk.
+        """Write what a chunk uses.
 
         Args:
             chunk: Rows in order, none of which came before.
 
         Returns:
-            What was kept.
+            The outcomes that are not reused.
         """
-        fresh = []
-        for _, one in chunk:
-            if one is None or one.reused or not one.outcome.cache_key:
+        fresh, used = [], []
+        for row, one in chunk:
+            if one is None:
                 continue
-            key = bytes.fromhex(one.outcome.cache_key)
-            if _passing(one.outcome):
-                if one.outcome.rejection and one.outcome.rejection.strikes:
-                    self._struck[key] = one.outcome
-            elif key not in self._seen:
-                self._seen.add(key)
-                fresh.append(one.outcome)
-        self._segment.add(outcome_table(fresh))
+            outcome = one.outcome
+            key = bytes.fromhex(outcome.cache_key)
+            if not stands(outcome):
+                if outcome.rejection and outcome.rejection.strikes:
+                    self._struck[key] = outcome
+                else:
+                    self._open.append((row.clips, row.messages))
+            elif key:
+                if not one.reused and key not in self._fresh:
+                    self._fresh.add(key)
+                    fresh.append(outcome)
+                if key not in self._written:
+                    self._written.add(key)
+                    used.append(outcome)
+        self._file.add(outcome_table(used))
         return fresh
 
-    def keep_strikes(self) -> None:
-        """Keep the strikes of records that have no outcome that stands, for the next build."""
-        left = [outcome for key, outcome in self._struck.items() if key not in self._seen]
-        self._segment.add(outcome_table(left))
+    def carry_over(self, build: Build, shard: int, clips: pa.Table) -> None:
+        """Write what the next build needs to know of rows that nothing stands for now.
+
+        These are the strikes of records, and what earlier builds have of rows whose clips are
+        missing, or that failed for reasons that will pass.
+
+        Args:
+            build: The build.
+            shard: Number of the shard.
+            clips: What is known of the shard's clips.
+        """
+        keys = set(_keys_of(build, self._open, clips)) - self._written - self._struck.keys()
+        earlier = outcomes_of(build).find(keys, shard)
+        left = {key: one for key, one in self._struck.items() if key not in self._written}
+        left |= {key: outcome_from_row(key.hex(), row) for key, row in earlier.items()}
+        self._file.add(outcome_table(left.values()))
+
+
+def _keys_of(
+    build: Build, rows: Iterable[tuple[tuple[str, ...], tuple[Message, ...]]], clips: pa.Table
+) -> Iterator[bytes]:
+    """The cache keys of rows, as far as the sounds of their clips are known."""
+    rows = list(rows)
+    wanted = pa.array({uri_key(uri) for uris, _ in rows for uri in uris}, pa.binary(32))
+    known = clips.filter(pc.is_in(clips["key"], wanted)).to_pylist()
+    facts = {row["uri"]: sighting_from_row(row).facts for row in known}
+    policy, question = build.plan.settings.audio, build.plan.question_digest
+    for uris, messages in rows:
+        heard = [sound_of(one, policy) for uri in uris if (one := facts.get(uri)) is not None]
+        sounds = [sound.pcm_sha256 for sound in heard if sound is not None]
+        if len(sounds) == len(uris):
+            yield bytes.fromhex(cache_key(sounds, messages, question))
+
+
+def _clip_table(build: Build, shard: int, segments: Iterable[Segment]) -> pa.Table:
+    """What is known of a shard's clips, by key: what its batches found, else what was known."""
+    with build.store.open(clips_path(shard)) as file:
+        tables = [pq.read_table(file)]
+    tables += [sighting_table(one.take_sightings()) for one in segments]
+    clips = pa.concat_tables(tables)
+    keys = cast("list[bytes]", clips["key"].to_pylist())
+    last = {key: at for at, key in enumerate(keys)}
+    return clips.take(pa.array([last[key] for key in sorted(last)], pa.int64()))
 
 
 def _write(chunk: Joined, data: list[ShardFile], rejections: RejectionsFile) -> None:
@@ -282,10 +349,6 @@ def _write(chunk: Joined, data: list[ShardFile], rejections: RejectionsFile) -> 
     for file in data:
         file.add(answered)
     rejections.add([(row, why) for row, one in chunk if (why := _rejection(row, one))])
-
-
-def _passing(outcome: Outcome) -> bool:
-    return outcome.rejection is not None and outcome.rejection.transient
 
 
 def _answered(row: PlannedRow, one: Decided) -> bool:

@@ -22,6 +22,7 @@ from earwitness.build.layout import (
     shard_path,
 )
 from earwitness.build.publish import latest_planned_at
+from earwitness.build.sources import choose_sources
 from earwitness.errors import BuildNotFoundError, ManifestError, SettingsError
 from earwitness.identity import question_digest
 from earwitness.manifest.clips import audio_root_hint
@@ -124,6 +125,8 @@ def plan_build(
     except BuildNotFoundError:
         pass
     _check_versions(build.output.root)
+    question = question_digest(model, settings.sampling)
+    sources = choose_sources(build.output.root, settings.layout.name or "", question)
     linter = Linter(lint_rules(settings, settings.question))
     size = settings.layout.shard_rows
     with open_manifest(settings.manifest, max_line_bytes=settings.input.max_line_bytes) as source:
@@ -148,7 +151,9 @@ def plan_build(
         settings=settings.model_copy(update={"manifest": without_secrets(settings.manifest)}),
         model=asdict(model),
         identity=plan_identity(settings, model),
-        question_digest=question_digest(model, settings.sampling),
+        question_digest=question,
+        base=sources.base,
+        sources=sources.all,
         fields=fields.finish().to_json(),
         rows=sum(shard.rows for shard in shards),
         shards=tuple(shards),
@@ -178,8 +183,16 @@ def copy_plan(source: Build, target: Build, planned_at: datetime, gates: Gates) 
     Returns:
         The new build's plan.
     """
-    plan = source.plan.model_copy(
-        update={"build": target.id, "planned_at": _planning_time(target, planned_at)}
+    plan = source.plan
+    name = plan.settings.layout.name or ""
+    sources = choose_sources(target.output.root, name, plan.question_digest, base=source.id)
+    plan = plan.model_copy(
+        update={
+            "build": target.id,
+            "planned_at": _planning_time(target, planned_at),
+            "base": sources.base,
+            "sources": sources.all,
+        }
     )
     for number in range(len(plan.shards)):
         data = source.store.read_bytes(shard_path(number))

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import earwitness
 from earwitness.build.account import Account, Basis, account_facts, basis_of, choose_basis
 from earwitness.build.card import CARD_MARK, dataset_card, output_card
-from earwitness.build.layout import FILE_FOLDERS, Build, Counts, Receipt, receipt_path, shard_path
+from earwitness.build.layout import (
+    FILE_FOLDERS,
+    TABLES,
+    Build,
+    Counts,
+    Receipt,
+    receipt_path,
+    shard_path,
+)
+from earwitness.cache.keys import write_keys
 from earwitness.errors import (
     BuildDamagedError,
     BuildNotFoundError,
@@ -55,8 +64,10 @@ def publish_build(build: Build) -> dict[str, Any]:
     receipts = _receipts(build)
     counts = sum((receipt.counts for receipt in receipts), Counts())
     _check_ledger(build, counts)
-    _check_gate(build, counts)
     files = [file for receipt in receipts for file in receipt.files]
+    # before the gate: the next build reuses what this one answered, published or not
+    _write_keys(build, files)
+    _check_gate(build, counts)
     damage = _damage(build, receipts)
     if damage and build.published:
         return publish_build(build)  # by another process, meanwhile
@@ -65,8 +76,6 @@ def publish_build(build: Build) -> dict[str, Any]:
     _remove_unnamed(build, files)
     facts = _facts(build, receipts, counts)
     build.store.write_bytes(CARD, dataset_card(build.plan, counts, facts["account"]).encode())
-    build.outcomes.merge()
-    build.sightings.merge()
     build.store.write_bytes("build.json", json_document(facts))
     # again: a process that came back late may have written since, before it could see build.json
     _remove_unnamed(build, files)
@@ -112,6 +121,13 @@ def _check_ledger(build: Build, counts: Counts) -> None:
             f"the counts of {build.id} do not add up: {build.plan.rows} rows were planned, "
             f"{counts.answered} answered ({counts.generated} generated + {counts.reused} reused) "
             f"and {counts.rejected} rejected; nothing was published"
+        )
+
+
+def _write_keys(build: Build, files: Sequence[StoredFile]) -> None:
+    for table in TABLES:
+        write_keys(
+            build.store, table, [one.path for one in files if one.path.startswith(f"{table}/")]
         )
 
 

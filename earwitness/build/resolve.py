@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -26,13 +26,21 @@ from earwitness.build.batch import (
     RowState,
     Segment,
     decided_table,
+    missing_clip,
+    resolved_path,
     save_batch,
-    write_segment,
+    write_resolved,
 )
 from earwitness.build.failures import check_missing, most_missing
-from earwitness.build.layout import shard_mark, shard_path, work_path
+from earwitness.build.layout import shard_path, work_path
+from earwitness.build.sources import clips_of
 from earwitness.build.stages import key_rows, recall_rows
-from earwitness.cache.tables import ClipSighting, sighting_from_row, uri_key
+from earwitness.cache.tables import (
+    ClipSighting,
+    sighting_from_row,
+    sighting_table,
+    uri_key,
+)
 from earwitness.errors import BuildDamagedError
 from earwitness.manifest.planned import parse_asked, parse_clips, parse_plan_line
 from earwitness.records import Reason, Rejection, Stage, Stamp
@@ -118,20 +126,26 @@ def resolve_shard(runtime: Runtime, build: Build, shard: int) -> Resolved:
         CredentialsError: Storage refused the credentials themselves.
         ShardFailedError: Most of the shard's clips are missing; nothing is decided.
     """
-    path = f"{work_path(shard)}/resolved.parquet"
-    if build.store.exists(path):
+    if build.store.exists(resolved_path(shard)):
         return _resume(runtime, build, shard)
     uris = dict.fromkeys(chain.from_iterable(read_lines(build, shard, parse_clips)))
     stamps: Stamps = runtime.run(stat_clips(list(uris), access=runtime.access))
     memory = _expect(runtime, build, shard, len(uris))
-    newly_missing = _newly_missing(build, shard, stamps)
-    check_missing([one.uri for one in newly_missing], memory.clips, memory.most_missing or 0)
+    missing = [uri for uri, stamp in stamps.items() if _is_missing(stamp)]
+    known = _known_clips(build, shard, missing, stamps)
+    newly_missing = [uri for uri in missing if uri not in known or not known[uri].missing]
+    check_missing(newly_missing, memory.clips, memory.most_missing or 0)
     batches = _Batches(runtime, BatchRef(build.uri, shard, 0, 0), _batch_rows(build))
     tables: list[pa.Table] = []
+    clips = _KnownClips()
     asked = (row for row in read_lines(build, shard, parse_asked) if row.rejection is None)
     while chunk := list(islice(asked, SEGMENT_GROUP_ROWS)):
         batch = _as_batch(chunk)
-        _look_up(build, shard, batch, stamps)
+        known = _known_clips(build, shard, batch.clips, stamps)
+        clips.add(batch.clips, known, stamps)
+        _recognise(build, batch, stamps, known)
+        batch.reject_rows(build.plan.settings.max_tokens)
+        recall_rows(build, key_rows(batch, build.plan.question_digest), shard)
         batches.add(batch)
         tables.append(
             decided_table(
@@ -145,7 +159,7 @@ def resolve_shard(runtime: Runtime, build: Build, shard: int) -> Resolved:
     build.store.write_bytes(f"{work_path(shard)}/batches.json", parts)
     decided = pa.concat_tables([decided_table([]), *tables]).combine_chunks()
     with runtime.booked() as booking:  # next to nothing, but it says whose attempt this is
-        write_segment(build, path, decided, newly_missing, booking)
+        write_resolved(build, shard, decided, clips.tables, booking)
     return _resolved(build, shard, [], batches.refs, len(batches.clips))
 
 
@@ -158,26 +172,42 @@ def _expect(runtime: Runtime, build: Build, shard: int, clips: int) -> ShardMemo
     return memory
 
 
-def _newly_missing(build: Build, shard: int, stamps: Stamps) -> list[ClipSighting]:
-    """Clips that are missing and were not when earlier builds looked."""
-    missing = [
-        ClipSighting(uri, "", None, found)
-        for uri, found in stamps.items()
-        if isinstance(found, Rejection) and found.reason is Reason.CLIP_MISSING
-    ]
-    known = build.sightings.find([uri_key(one.uri) for one in missing], shard_mark(shard))
-    return [
-        one
-        for one in missing
-        if known.get(uri_key(one.uri), {}).get("reason") != Reason.CLIP_MISSING
-    ]
+def _is_missing(stamp: Stamp | Rejection | None) -> bool:
+    return isinstance(stamp, Rejection) and stamp.reason is Reason.CLIP_MISSING
 
 
-def _look_up(build: Build, shard: int, batch: Batch, stamps: Stamps) -> None:
-    """Decide what can be decided without reading a clip."""
-    _recognise(build, shard, batch, stamps)
-    batch.reject_rows(build.plan.settings.max_tokens)
-    recall_rows(build, key_rows(batch, build.plan.question_digest), shard_mark(shard))
+def _known_clips(
+    build: Build, shard: int, uris: Iterable[str], stamps: Stamps
+) -> dict[str, ClipSighting]:
+    """What earlier builds know of clips: the one that saw them as they are now counts first."""
+    keys = {uri_key(uri): uri for uri in uris}
+
+    def same(row: dict[str, Any]) -> bool:
+        stamp = stamps[row["uri"]]
+        now = str(stamp) if isinstance(stamp, Stamp) else ""
+        return bool(row["stamp"] == now) or _is_missing(stamp)
+
+    found = clips_of(build).find(keys, shard, fits=same)
+    return {keys[key]: sighting_from_row(row) for key, row in found.items()}
+
+
+class _KnownClips:
+    """Collects what is known of a shard's clips before any is fetched: each clip once."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self.tables: list[pa.Table] = []
+
+    def add(self, uris: Iterable[str], known: dict[str, ClipSighting], stamps: Stamps) -> None:
+        new = [uri for uri in uris if uri not in self._seen]
+        self._seen.update(new)
+        found = []
+        for uri in new:
+            if _is_missing(stamps[uri]):
+                found.append(missing_clip(uri, known.get(uri)))
+            elif uri in known:
+                found.append(replace(known[uri], missing=False))
+        self.tables.append(sighting_table(found))
 
 
 class _Batches:
@@ -256,7 +286,7 @@ def _resume(runtime: Runtime, build: Build, shard: int) -> Resolved:
 def _resolved(
     build: Build, shard: int, finished: list[BatchRef], batches: list[BatchRef], clips: int
 ) -> Resolved:
-    found = Segment(build, f"{work_path(shard)}/resolved.parquet")
+    found = Segment(build, resolved_path(shard))
     planned = build.plan.shards[shard]
     rejected = planned.rejected + found.rejected
     return Resolved(planned.rows, found.answered, rejected, 0, clips, finished, batches)
@@ -302,14 +332,8 @@ def _lay_out(runtime: Runtime, of: BatchRef, number: int, batch: Batch) -> Batch
     return replace(of, batch=number, rows=len(batch.rows))
 
 
-def _recognise(build: Build, shard: int, batch: Batch, stamps: Stamps) -> None:
+def _recognise(build: Build, batch: Batch, stamps: Stamps, known: dict[str, ClipSighting]) -> None:
     """Give clips seen before what is known of them, and reject those known to be out of reach."""
-    uris = [uri for uri in batch.clips if not isinstance(stamps[uri], Rejection)]
-    keys = {uri_key(uri): uri for uri in uris}
-    known = {
-        keys[key]: sighting_from_row(row)
-        for key, row in build.sightings.find(list(keys), shard_mark(shard)).items()
-    }
     policy, again = build.plan.settings.audio, set(build.gates.retry_reasons)
     for uri, clip in batch.clips.items():
         stamp = stamps[uri]
@@ -330,8 +354,7 @@ def _recall_clip(
     """Take what an earlier build knows of a clip, as far as it holds now."""
     same = seen.stamp == clip.stamp
     if seen.rejection is not None:
-        # a clip that was missing is looked for each time
-        if same and seen.rejection.reason not in {*again, Reason.CLIP_MISSING}:
+        if same and seen.rejection.reason not in again:
             clip.rejection = seen.rejection
         return
     if seen.facts is None or not are_current(seen.facts):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -33,7 +35,8 @@ class SeenBuild:
         build: The build.
         entries: What is in its folder.
         planned_at: When it was planned; empty: no plan of it can be read.
-        trouble: Why what it uses cannot be told; empty: it can.
+        name: The first part of its id; builds of a name follow one another.
+        sources: Ids of the builds that it reuses.
         held: True while somebody works on it.
         why: Why it goes; empty: it stays.
     """
@@ -41,7 +44,8 @@ class SeenBuild:
     build: Build
     entries: dict[str, Entry]
     planned_at: str = ""
-    trouble: str = ""
+    name: str = ""
+    sources: tuple[str, ...] = ()
     held: bool = False
     why: str = field(default="", init=False)
 
@@ -54,6 +58,11 @@ class SeenBuild:
     def published(self) -> bool:
         """True when it is published."""
         return "build.json" in self.entries
+
+    @property
+    def untold(self) -> bool:
+        """True when something is there, and nothing that says what it is."""
+        return bool(self.entries) and not self.planned and not self.published
 
     @property
     def bytes(self) -> int:
@@ -88,16 +97,11 @@ def look_at(output: str, names: Iterable[str]) -> list[SeenBuild]:
                 entries[marker] = Entry(0, math.inf)
         seen = SeenBuild(build, entries, held=lease_holder(build) is not None)
         if seen.planned:
-            try:
-                seen.planned_at = build.plan.planned_at
-            except (BuildVersionError, ValueError):
-                seen.trouble = f"the plan of {name} has an unknown version"
-            except BuildNotFoundError:
-                seen.trouble = f"{name} was removed at the same time"
-        elif seen.published and REMOVAL_MARK not in seen.entries:
-            seen.trouble = f"the plan of {name} is missing"
-        elif seen.entries and (seen.held or REMOVAL_MARK not in seen.entries):
-            seen.trouble = f"{name} is being planned"
+            # a plan that cannot be read, or is another version's, is left alone
+            with suppress(BuildNotFoundError, BuildVersionError, ValueError):
+                plan = build.plan
+                seen.planned_at, seen.sources = plan.planned_at, plan.sources
+                seen.name = plan.settings.layout.name or ""
         return seen
 
     with ThreadPoolExecutor(_READERS) as pool:
@@ -111,28 +115,39 @@ def choose_old(seen: list[SeenBuild], pointed: str, keep: int, unpublished_after
     Args:
         seen: All builds of an output, the one planned last first.
         pointed: The build `latest.json` names.
-        keep: How many published builds stay.
+        keep: How many published builds of each name stay.
         unpublished_after_s: How long nothing may have changed in an unpublished build that goes.
     """
-    published = [one for one in seen if one.published and one.planned_at]
-    newest_at = published[0].planned_at if published else ""
-    staying = {pointed, *(one.build.id for one in published[:keep])}
+    by_name: dict[str, list[SeenBuild]] = defaultdict(list)
+    for one in seen:
+        if one.published and one.planned_at:
+            by_name[one.name].append(one)
+    newest_at = max((one.planned_at for one in seen if one.published), default="")
+    staying = {pointed, *(one.build.id for named in by_name.values() for one in named[:keep])}
     for one in seen:
         if one.held or one.build.id in staying:
             continue
         if not one.planned and REMOVAL_MARK in one.entries:
             one.why = "partly removed by an earlier gc"
-        elif one.published or one.planned:
+        elif one.planned_at:
             one.why = _overtaken(one, newest_at, keep, unpublished_after_s)
         elif not one.entries and one.quiet_s() >= _EMPTY_S:
             one.why = "an empty folder"
-        elif one.entries and one.quiet_s() >= unpublished_after_s:
+        elif one.untold and one.quiet_s() >= unpublished_after_s:
             one.why = "its planning did not finish"
+    _keep_sources(seen)
+
+
+def _keep_sources(seen: list[SeenBuild]) -> None:
+    """Keep what unfinished builds that stay reuse."""
+    unfinished = [one for one in seen if one.planned_at and not one.published and not one.why]
+    reused = {name for one in unfinished for name in one.sources}
+    for one in seen:
+        if one.build.id in reused and one.planned:
+            one.why = ""
 
 
 def _overtaken(one: SeenBuild, newest_at: str, keep: int, unpublished_after_s: float) -> str:
-    if one.trouble:
-        return ""
     if one.published:
         return f"published, not among the newest {keep}"
     if one.planned_at < newest_at and one.quiet_s() >= unpublished_after_s:

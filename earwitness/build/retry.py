@@ -9,17 +9,13 @@ from typing import TYPE_CHECKING
 from earwitness.build.choose import build_ids, existing_build, new_id
 from earwitness.build.layout import Build
 from earwitness.build.plan import copy_plan
-from earwitness.build.show import open_outcomes, open_segments
 from earwitness.build.status import PLANNED_OUT, build_status
-from earwitness.cache.tables import outcome_table, sighting_table
 from earwitness.errors import BuildNotFoundError, SettingsError
 from earwitness.records import Reason
 from earwitness.storage import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from earwitness.records import Outcome
 
 ASKABLE = tuple(Reason)[tuple(Reason).index(Reason.CLIP_MISSING) :]
 """Reasons that may be asked again. The others are found at planning: the frozen plan holds them,
@@ -62,9 +58,8 @@ def source_to_retry(output: str, build: str | None, *, with_reason: bool) -> Bui
 def build_to_retry(source: Build, reasons: Iterable[str], build: str | None = None) -> Build:
     """Make rejections with these reasons asked again, in a new build over the same plan.
 
-    A new build, also where the source is unpublished: its outcomes are newer than the source's in
-    the cache, so that they count from now on. What the source's unfinished shards had answered is
-    kept in the cache; nothing that has an answer is asked again.
+    A new build, also where the source is unpublished: its outcomes are newer than the source's, so
+    that they count from now on. It reuses what the source has, its unfinished shards' answers, too.
 
     Args:
         source: A planned build.
@@ -79,8 +74,6 @@ def build_to_retry(source: Build, reasons: Iterable[str], build: str | None = No
             manifest have.
     """
     again = _checked(source, reasons)
-    for shard in build_status(source).started:
-        _remember(source, shard)
     target = Build(source.output.root, build or new_id(source.plan.settings.layout.name))
     gates = source.gates.model_copy(update={"retry_reasons": again})
     copy_plan(source, target, datetime.now(tz=UTC), gates)
@@ -112,20 +105,3 @@ def _checked(source: Build, reasons: Iterable[str]) -> tuple[str, ...]:
             f"(it has: {', '.join(others) or 'none'})"
         )
     return wanted
-
-
-def _remember(build: Build, shard: int) -> None:
-    """Bring what an unfinished shard has found out into the caches, as finishing it would."""
-    fresh: dict[str, Outcome] = {}
-    for one in open_outcomes(build, shard):
-        rejection, key = one.outcome.rejection, one.outcome.cache_key
-        if not key or one.reused:
-            continue
-        if rejection is None or not rejection.transient:
-            fresh[key] = one.outcome
-        elif rejection.strikes:
-            fresh.setdefault(key, one.outcome)
-    seen = {one.uri: one for segment in open_segments(build, shard) for one in segment.sightings()}
-    name = build.segment_name(shard)
-    build.outcomes.write(name, outcome_table(fresh.values()))
-    build.sightings.write(name, sighting_table(seen.values()))

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from earwitness.build.batch import Segment
-from earwitness.build.layout import work_path
+from earwitness.build.batch import Segment, resolved_path
 from earwitness.build.resolve import read_shard, segment_paths
 from earwitness.cache.tables import heard_clips
 from earwitness.errors import SettingsError
@@ -131,7 +130,7 @@ def open_outcomes(build: Build, shard: int) -> list[Decided]:
 
 def open_segments(build: Build, shard: int) -> Iterator[Segment]:
     """The checkpoints of a shard that is not finished."""
-    for path in [f"{work_path(shard)}/resolved.parquet", *segment_paths(build, shard)]:
+    for path in [resolved_path(shard), *segment_paths(build, shard)]:
         try:
             yield Segment(build, path)
         except FileNotFoundError:
@@ -167,7 +166,7 @@ def _unfinished(build: Build, shard: int) -> dict[int, RowResult]:
 
 
 def _data(build: Build, receipt: Receipt, columns: list[str]) -> Iterator[dict[str, Any]]:
-    parquet = [file.path for file in receipt.files if file.path.endswith(".parquet")]
+    parquet = [file.path for file in receipt.files if file.path.startswith("data/")]
     if not parquet:
         yield from _lines(build, receipt, "jsonl/")
     for path in parquet:

@@ -9,12 +9,13 @@ import asyncio
 import os
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from earwitness.audio.fetch import unavailable
 from earwitness.audio.source import shown
 from earwitness.build.batch import Batch, Decided, Segment
 from earwitness.build.failures import check_missing, check_storage
+from earwitness.build.sources import outcomes_of
 from earwitness.cache.tables import outcome_from_row, still_right
 from earwitness.engine.client import AskRequest
 from earwitness.errors import StorageUnavailableError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from earwitness.audio.fetch import FetchedClip
     from earwitness.build.batch import ClipState, RowState
     from earwitness.build.layout import Build
+    from earwitness.cache import Lookup
     from earwitness.records import Rejection
     from earwitness.runtime import Runtime, ShardMemory
 
@@ -187,19 +189,34 @@ def key_rows(batch: Batch, question: str) -> list[RowState]:
     return keyed
 
 
-def recall_rows(build: Build, rows: Sequence[RowState], near: str) -> None:
-    """Decide records whose outcome is in the cache.
+def recall_rows(
+    build: Build, rows: Sequence[RowState], shard: int, outcomes: Lookup | None = None
+) -> None:
+    """Decide records whose outcome an earlier build has.
 
     Args:
-        build: Gives the cache, the limits and the reasons to ask again.
+        build: Gives the limits and the reasons to ask again.
         rows: Records with a cache key.
-        near: Mark of the shard, to look where the last build put it first.
+        shard: Number of the shard.
+        outcomes: Where they are looked up. Default: in what the build reuses.
     """
     settings = build.plan.settings
+    outcomes = outcomes or outcomes_of(build)
     again = set(build.gates.retry_reasons)
+
+    def right(known: dict[str, Any]) -> bool:
+        if known["reason"] in TRANSIENT_REASONS:
+            return False
+        outcome = outcome_from_row("", known)
+        return still_right(outcome, settings.max_tokens, settings.engine.max_model_len)
+
     keys = [bytes.fromhex(row.cache_key) for row in rows if row.cache_key]
-    found = build.outcomes.find(
-        keys, near, final=lambda known: known["reason"] is None, besides=build.segment_prefix
+    found = outcomes.find(
+        # of a rejection, a newer build's retry may know better
+        keys,
+        shard,
+        fits=right,
+        surely=lambda known: known["reason"] is None,
     )
     for row in rows:
         known = found.get(bytes.fromhex(row.cache_key)) if row.cache_key else None
@@ -207,23 +224,22 @@ def recall_rows(build: Build, rows: Sequence[RowState], near: str) -> None:
             continue
         if known["reason"] in TRANSIENT_REASONS:
             row.strikes = known["strikes"] or 0
-            continue
-        outcome = outcome_from_row(row.cache_key, known)
-        if still_right(outcome, settings.max_tokens, settings.engine.max_model_len):
+        elif right(known):
+            outcome = outcome_from_row(row.cache_key, known)
             row.outcome, row.reused = replace(outcome, clips=row.heard), True
 
 
-def recall_batch(build: Build, memory: ShardMemory, batch: Batch, near: str) -> None:
+def recall_batch(build: Build, memory: ShardMemory, batch: Batch, shard: int) -> None:
     """Decide the records whose sounds have become known, as far as their outcome is stored.
 
     Args:
-        build: Gives the cache, the segments, the limits and the reasons to ask again.
+        build: Gives what it reuses, the segments, the limits and the reasons to ask again.
         memory: Knows what other batches of the shard asked.
         batch: Its undecided records get a cache key, or their outcome.
-        near: As for `recall_rows`.
+        shard: Number of the shard.
     """
     known = key_rows(batch, build.plan.question_digest)
-    recall_rows(build, known, near)
+    recall_rows(build, known, shard)
     recall_duplicates(build, memory, [row for row in known if row.outcome is None])
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from earwitness.build.layout import StoredFile
 from earwitness.cache.tables import HEARD_CLIPS, heard_clips
+from earwitness.cache.writing import TableWriter
 from earwitness.manifest.clips import ClipResolver
 from earwitness.manifest.fields import OutputFields
 from earwitness.records import Reason
@@ -186,6 +187,35 @@ class ParquetFile:
         origins: list[Any] = [provenance(row.row, outcome) for row, outcome in rows]
         table = table.append_column(self._answer, pa.array(answers, pa.string()))
         return table.append_column(self._provenance, pa.array(origins, PROVENANCE))
+
+
+class TableFile:
+    """Rows of a table that later builds look into.
+
+    Args:
+        build: The build.
+        shard: Number of the shard.
+        folder: Local folder the file is written in until it is stored.
+        table: `outcomes` or `clips`.
+        schema: The table's schema.
+    """
+
+    def __init__(
+        self, build: Build, shard: int, folder: Path, table: str, schema: pa.Schema
+    ) -> None:
+        self._build = build
+        self._stem = f"{table}/shard-{shard:05d}"
+        self._path = folder / f"{table}.parquet"
+        self._writer = TableWriter(self._path, schema)
+
+    def add(self, rows: pa.Table) -> None:
+        """Append rows."""
+        self._writer.add(rows)
+
+    def store(self) -> StoredFile:
+        """Finish the file and store it."""
+        self._writer.close()
+        return _store(self._build, self._stem, self._path, self._writer.rows)
 
 
 def _store(build: Build, stem: str, source: Path, rows: int) -> StoredFile:

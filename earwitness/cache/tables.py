@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from earwitness.cache.segments import SegmentCache
 from earwitness.records import (
     Answer,
     ClipFacts,
@@ -20,7 +18,6 @@ from earwitness.records import (
     Rejection,
     Stage,
 )
-from earwitness.storage import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,8 +63,11 @@ _SIGHTING_FIELDS: list[pa.Field[Any]] = [
     pa.field("duration_s", pa.float64()),
     pa.field("longer_than_s", pa.float64()),
     pa.field("sounds", _SOUNDS),
+    pa.field("missing", pa.bool_()),
 ]
-SIGHTING_COLUMNS = pa.schema(_SIGHTING_FIELDS)
+_KEY: pa.Field[Any] = pa.field("key", pa.binary(32))
+OUTCOME_SCHEMA = pa.schema([_KEY, *_OUTCOME_FIELDS])
+SIGHTING_SCHEMA = pa.schema([_KEY, *_SIGHTING_FIELDS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,7 @@ class ClipSighting:
         sha256: Hex digest of the bytes, or None with `rejection` set.
         rejection: A permanent rejection found at fetching.
         facts: What is known of the bytes; None where they were not decoded.
+        missing: It was not there when somebody looked last; the rest is what was known before.
     """
 
     uri: str
@@ -88,30 +89,7 @@ class ClipSighting:
     sha256: str | None
     rejection: Rejection | None = None
     facts: ClipFacts | None = None
-
-
-def outcome_cache(store: Store) -> SegmentCache:
-    """The outcome table of an output's `cache/` folder."""
-    return SegmentCache(store.sub("outcomes"), OUTCOME_COLUMNS)
-
-
-def clip_cache(store: Store) -> SegmentCache:
-    """The clip table of an output's `cache/` folder."""
-    return SegmentCache(store.sub("clips"), SIGHTING_COLUMNS)
-
-
-@lru_cache(maxsize=4)
-def shared_tables(output: str) -> tuple[SegmentCache, SegmentCache]:
-    """An output's two tables, outcomes and clips: the same for all tasks of a process.
-
-    What was read of an index or a segment never changes, and is not read again for the next batch:
-    in a first build every batch looks into all segments that are there so far.
-
-    Args:
-        output: Folder or URL datasets are published under.
-    """
-    store = Store(output).sub("cache")
-    return outcome_cache(store), clip_cache(store)
+    missing: bool = False
 
 
 def uri_key(uri: str) -> bytes:
@@ -130,7 +108,6 @@ def _rejection_columns(rejection: Rejection | None) -> dict[str, str | None]:
 def _rejection(row: dict[str, Any]) -> Rejection | None:
     if row["reason"] is None:
         return None
-    # segments of earlier versions have no strikes
     strikes = row.get("strikes") or 0
     return Rejection(Stage(row["stage"]), Reason(row["reason"]), row["detail"], strikes)
 
@@ -181,8 +158,7 @@ def outcome_table(outcomes: Iterable[Outcome]) -> pa.Table:
     rows = [
         {"key": bytes.fromhex(outcome.cache_key), **outcome_row(outcome)} for outcome in outcomes
     ]
-    schema = pa.schema([pa.field("key", pa.binary(32)), *OUTCOME_COLUMNS])
-    return pa.Table.from_pylist(rows, schema=schema)
+    return pa.Table.from_pylist(rows, schema=OUTCOME_SCHEMA)
 
 
 def sighting_row(sighting: ClipSighting) -> dict[str, Any]:
@@ -198,6 +174,7 @@ def sighting_row(sighting: ClipSighting) -> dict[str, Any]:
         "duration_s": facts.duration_s if facts else None,
         "longer_than_s": facts.longer_than_s if facts else None,
         "sounds": [asdict(sound) for sound in facts.sounds] if facts else None,
+        "missing": sighting.missing,
     }
 
 
@@ -205,7 +182,7 @@ def sighting_from_row(row: dict[str, Any]) -> ClipSighting:
     """The sighting a row of `SIGHTING_COLUMNS` holds."""
     uri, stamp, sha256, rejection = row["uri"], row["stamp"], row["sha256"], _rejection(row)
     if row["container"] is None:
-        return ClipSighting(uri, stamp, sha256, rejection)
+        return ClipSighting(uri, stamp, sha256, rejection, missing=row["missing"])
     facts = ClipFacts(
         row["container"],
         row["facts_version"],
@@ -214,14 +191,13 @@ def sighting_from_row(row: dict[str, Any]) -> ClipSighting:
         tuple(HeardSound(**sound) for sound in row["sounds"]),
         rejection,
     )
-    return ClipSighting(uri, stamp, sha256, None, facts)
+    return ClipSighting(uri, stamp, sha256, None, facts, row["missing"])
 
 
 def sighting_table(sightings: Iterable[ClipSighting]) -> pa.Table:
     """Sightings in the clip table's schema."""
     rows = [{"key": uri_key(seen.uri), **sighting_row(seen)} for seen in sightings]
-    schema = pa.schema([pa.field("key", pa.binary(32)), *SIGHTING_COLUMNS])
-    return pa.Table.from_pylist(rows, schema=schema)
+    return pa.Table.from_pylist(rows, schema=SIGHTING_SCHEMA)
 
 
 def still_right(outcome: Outcome, max_tokens: int, max_model_len: int | None) -> bool:

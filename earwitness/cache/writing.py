@@ -1,9 +1,9 @@
-"""Writing a table's rows as Parquet: a segment in equal row groups, small tables whole."""
+"""Writing a table's rows as Parquet: a file in equal row groups, small tables whole."""
 
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ROW_GROUP_ROWS = 4096
-"""Rows a row group of a segment; a row's position tells its group."""
+"""Rows a row group of a table's file; a row's position tells its group."""
 
 
-class SegmentWriter:
+class TableWriter:
     """Writes rows as row groups of equal size, whatever parts they come in.
 
     Args:
@@ -40,10 +40,8 @@ class SegmentWriter:
             self._file.write_table(self._waiting.slice(0, ROW_GROUP_ROWS).combine_chunks())
             self._waiting = self._waiting.slice(ROW_GROUP_ROWS).combine_chunks()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Finish the file."""
         if self._waiting.num_rows:
             self._file.write_table(self._waiting.combine_chunks())
         self._file.close()

@@ -36,7 +36,7 @@ MODULES = (
     "engine_front",
     "real_vllm",
     "rebuild",
-    "cache_growth",
+    "look_ups",
     "planning",
     "memory",
     "prefect_cost",

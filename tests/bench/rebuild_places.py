@@ -6,11 +6,8 @@ import os
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import file_digest
 from typing import TYPE_CHECKING, Any
 
-from earwitness.cache.tables import ClipSighting, clip_cache, sighting_table
-from earwitness.storage import Store
 from tests.bench.builds import Cost, build
 from tests.integration.workbench import (
     LONG_AGO_S,
@@ -104,24 +101,6 @@ def write_input(folder: Path, rows: int, asked: str = "What is it?", pitch_hz: f
 
 def _sound(row: int, pitch_hz: float = 0.0) -> Any:
     return tone(100 + row % 7000 + pitch_hz, 0.06 + row // 7000 / 1000)
-
-
-def seed_cache(source: Path, bucket: Path) -> None:
-    """Give an output on S3 the cache that a first build there would have left."""
-    here, there = source.parents[2] / "out" / "cache", Store(str(bucket / "out" / "cache"))
-    for segment in sorted((here / "outcomes" / "segments").glob("*.parquet")):
-        there.sub("outcomes").upload(segment, f"segments/{segment.name}")
-    seen = []
-    for clip in sorted(source.glob("clips/*/*.wav")):
-        with clip.open("rb") as file:
-            etag = file_digest(file, "md5").hexdigest()
-            sha256 = file_digest(file, "sha256").hexdigest() if not file.seek(0) else ""
-        uri = f"s3://bucket/in/{clip.relative_to(source).as_posix()}"
-        seen.append(ClipSighting(uri, f"{clip.stat().st_size}:{etag}", sha256))
-    for shard, start in enumerate(range(0, len(seen), 20_000)):
-        rows = sighting_table(seen[start : start + 20_000])
-        name = f"2026-01-01T000000.000000+0000-first.shard-{shard:05d}"
-        clip_cache(there).write(name, rows)
 
 
 @contextmanager

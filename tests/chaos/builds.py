@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 import earwitness
 from deployments.processes import marked
+from earwitness.build.layout import FILE_FOLDERS
 from tests.integration.workbench import (
     Published,
     record,
@@ -201,9 +202,9 @@ def nothing_is_left(mark: str) -> None:
 
 
 def files(output: Path) -> dict[str, bytes]:
-    """Data and rejections as published, with whatever else lies beside them."""
+    """What a build's receipts name as published, with whatever else lies beside it."""
     folder = Published(output).folder
-    paths = [path for part in ("data", "jsonl", "rejected") for path in (folder / part).iterdir()]
+    paths = [path for part in FILE_FOLDERS for path in (folder / part).iterdir()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
@@ -214,16 +215,6 @@ def counts(output: Path) -> dict[str, Any]:
 
 def builds(output: Path, document: str) -> list[str]:
     return [path.parent.name for path in (output / "builds").glob(f"*/{document}")]
-
-
-def outcomes(output: Path) -> dict[bytes, dict[str, Any]]:
-    """Every outcome that a build stored in the cache, by its key."""
-    found: dict[bytes, dict[str, Any]] = {}
-    for path in sorted((output / "cache" / "outcomes" / "segments").glob("*.parquet")):
-        for row in pq.read_table(path).to_pylist():
-            again = found.setdefault(row["key"], row)
-            hold(again == row, f"two outcomes for one question: {again} and {row}")
-    return found
 
 
 def stored_answers(output: Path) -> int:
@@ -244,13 +235,8 @@ def stored_answers(output: Path) -> int:
 
 def steps(output: Path) -> int:
     """Files a build has written so far: how far it is."""
-    folders = (output / "builds", output / "cache")
-    return sum(
-        not name.startswith(".")
-        for folder in folders
-        for _, _, names in os.walk(folder)
-        for name in names
-    )
+    walked = os.walk(output / "builds")
+    return sum(not name.startswith(".") for _, _, names in walked for name in names)
 
 
 def stage(output: Path) -> str:
@@ -278,7 +264,6 @@ class Reference:
     Attributes:
         files: What it published.
         counts: Its ledger.
-        outcomes: What it stored in the cache.
         asked: Requests it made.
         start_s: Seconds until it had a plan.
         steps: Files it wrote.
@@ -286,7 +271,6 @@ class Reference:
 
     files: dict[str, bytes]
     counts: dict[str, Any]
-    outcomes: dict[bytes, dict[str, Any]]
     asked: int = 0
     start_s: float = 0.0
     steps: int = 0
@@ -294,7 +278,7 @@ class Reference:
     @classmethod
     def of(cls, output: Path, asked: int = 0, start_s: float = 0.0, steps: int = 0) -> Reference:
         """The build that lies at an output."""
-        return cls(files(output), counts(output), outcomes(output), asked, start_s, steps)
+        return cls(files(output), counts(output), asked, start_s, steps)
 
 
 def check_published(output: Path, undisturbed: Reference, scratch: Path) -> None:
@@ -312,11 +296,6 @@ def check_published(output: Path, undisturbed: Reference, scratch: Path) -> None
     ledger = counts(output)
     told = f"ledger {ledger} for {undisturbed.counts}"
     hold(ledger == undisturbed.counts, told)
-    stored, wanted = outcomes(output), undisturbed.outcomes
-    differ = [
-        key.hex() for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key)
-    ]
-    hold(not differ, f"{len(differ)} outcomes in the cache differ: {differ[:3]}")
     hold(ledger["rows"] == ledger["answered"] + ledger["rejected"], f"not balanced: {told}")
     hold(ledger["answered"] == ledger["generated"] + ledger["reused"], f"not balanced: {told}")
     hold(not (Published(output).folder / "work").exists(), "work/ is still there")

@@ -186,24 +186,24 @@ def test_a_changed_limit_asks_about_the_clips_that_it_concerns(night):
     assert counts["reasons"] == {"clip_missing": 1, "not_audio": 1, "silent": 1}
 
 
-def rewrite(segments: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Change the stored rows of one of the cache's tables."""
-    for path in segments.glob("*.parquet"):
+def rewrite(table: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change the stored rows of one of a build's tables."""
+    for path in table.glob("*.parquet"):
         table = pq.read_table(path)
         rows = [change(row) for row in table.to_pylist()]
         pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
 
 
 def test_clips_that_an_older_decoder_heard_are_asked_again_if_they_sound_different_now(night):
-    tables = night.folder / "out" / "cache"
+    tables = night.published.folder
     rewrite(
-        tables / "clips" / "segments",
+        tables / "clips",
         lambda row: row | {"facts_version": 0} if row["sha256"] else row,
     )
     (asked_wrongly,) = (row for row in night.published.answers() if row["id"] == 5)
     key = bytes.fromhex(asked_wrongly["earwitness"]["cache_key"])
     rewrite(
-        tables / "outcomes" / "segments",
+        tables / "outcomes",
         lambda row: row | {"key": bytes(32)} if row["key"] == key else row,
     )
     night.build()

@@ -1,12 +1,11 @@
-"""Gc keeps what is pointed at, held or used; what goes leaves nothing that points at it."""
+"""Gc keeps what is pointed at, held or reused; what goes leaves nothing that points at it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
+import secrets
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ import pytest
 from workbench import record, write_manifest
 
 import earwitness
-from earwitness.build.batch import Decided, write_segment
+from earwitness.build.batch import Decided, write_resolved, write_segment
 from earwitness.build.gc import find_garbage, remove_garbage
 from earwitness.build.layout import Build, shard_path, work_path
 from earwitness.build.lease import lease
@@ -22,11 +21,10 @@ from earwitness.build.persist import persist_shard
 from earwitness.build.plan import plan_build
 from earwitness.build.prepare import resolve_settings
 from earwitness.build.publish import latest_build, publish_build
-from earwitness.build.resolve import read_shard
-from earwitness.cache import ClipSighting, outcome_cache
-from earwitness.cache.tables import outcome_table
+from earwitness.build.sources import outcomes_of
+from earwitness.cache import ClipSighting
 from earwitness.errors import BuildNotFoundError
-from earwitness.identity import ModelIdentity, cache_key
+from earwitness.identity import ModelIdentity
 from earwitness.records import Answer, HeardClip, Outcome, Reason, Rejection, Stage
 from earwitness.settings import BuildSettings, LayoutSettings
 from earwitness.storage import Store
@@ -67,7 +65,7 @@ def planned(folder: Path, rows: int = 1, *, name: str) -> Build:
 
 
 def finish(build: Build, decided: list[Decided], sightings: list[ClipSighting]) -> None:
-    write_segment(build, f"{work_path(0)}/resolved.parquet", [], [])
+    write_resolved(build, 0, [])
     write_segment(build, f"{work_path(0)}/batch-00000-0.parquet", decided, sightings)
     persist_shard(build, 0)
     publish_build(build)
@@ -88,8 +86,11 @@ def collect(folder: Path, keep: int = 1) -> Garbage:
 
 
 def known(folder: Path, *texts: str) -> list[str]:
-    cache = outcome_cache(Store(str(folder / "out/cache")))
-    found = cache.find([bytes.fromhex(said(text).cache_key) for text in texts])
+    """Which answers a build planned now would find."""
+    keys = [bytes.fromhex(said(text).cache_key) for text in texts]
+    asked = planned(folder, name=f"b-20261130T000000Z-{secrets.token_hex(3)}")
+    found = outcomes_of(asked).find(keys, 0)
+    asked.store.delete_folder("")
     return sorted(row["answer"] for row in found.values())
 
 
@@ -112,11 +113,10 @@ def test_the_newest_builds_stay_and_load_and_so_does_the_one_pointed_at(tmp_path
     assert garbage.bytes > 0
     assert days(tmp_path) == [2, 4, 5]
     assert list(earwitness.load(str(tmp_path / "out"))["answer"]) == ["one", "of day 2"]
-    # what the first build answered is used; what the third one answered is not
+    # what the first build answered was used by all that came after it
     texts = [f"of day {day}" for day in range(1, 6)]
-    assert known(tmp_path, "one", *texts) == ["of day 1", "of day 2", "of day 4", "of day 5", "one"]
-    again = find_garbage(str(tmp_path / "out"), keep=2)
-    assert (again.builds, again.outcomes.names, again.clips.names) == ((), (), ())
+    assert known(tmp_path, "one", *texts) == ["of day 5", "one"]
+    assert find_garbage(str(tmp_path / "out"), keep=2).builds == ()
 
 
 def test_finding_garbage_changes_nothing(tmp_path: Path):
@@ -125,7 +125,7 @@ def test_finding_garbage_changes_nothing(tmp_path: Path):
     store = Store(str(tmp_path / "out"))
     before = store.entries()
     garbage = find_garbage(str(tmp_path / "out"), keep=1)
-    assert (len(garbage.builds), len(garbage.outcomes.names)) == (1, 1)
+    assert len(garbage.builds) == 1
     assert store.entries() == before
 
 
@@ -135,12 +135,12 @@ def test_a_build_that_is_held_stays_whatever_its_age(tmp_path: Path):
     with lease(old):
         assert find_garbage(str(tmp_path / "out"), keep=1).builds == ()
         assert not remove_garbage(garbage)  # taken up since it was found
-    assert known(tmp_path, "one", "two") == ["one", "two"]
     assert days(tmp_path) == [1, 2]
 
 
 def test_an_unpublished_build_goes_once_it_is_overtaken_and_left_alone(tmp_path: Path):
-    overtaken, recent = (planned(tmp_path, name=name(day)) for day in (1, 2))
+    # in this order: the recent one does not reuse the other one
+    recent, overtaken = (planned(tmp_path, name=name(day)) for day in (2, 1))
     publish(tmp_path, 3, ["three"])
     ahead = planned(tmp_path, name=name(4))
     age(overtaken)
@@ -150,18 +150,25 @@ def test_an_unpublished_build_goes_once_it_is_overtaken_and_left_alone(tmp_path:
     assert ahead.store.exists("plan.json")
 
 
-def test_a_folder_without_a_plan_goes_when_it_is_old_and_keeps_the_cache_until_then(tmp_path: Path):
+def test_a_folder_without_a_plan_goes_when_it_is_old(tmp_path: Path):
     for day in (1, 2):
         publish(tmp_path, day, [f"of day {day}"])
     killed = Build(str(tmp_path / "out"), name(3))
     killed.store.write_bytes(shard_path(0), b"{}")
-    garbage = collect(tmp_path)
-    assert ([one.id for one in garbage.builds], garbage.outcomes.names) == ([name(1)], ())
-    assert "being planned" in garbage.note
+    assert [one.id for one in collect(tmp_path).builds] == [name(1)]
     age(killed)
-    garbage = collect(tmp_path)
-    assert ([one.id for one in garbage.builds], len(garbage.outcomes.names)) == ([name(3)], 1)
+    assert [one.id for one in collect(tmp_path).builds] == [name(3)]
     assert days(tmp_path) == [2]
+
+
+def test_what_a_build_that_is_not_published_yet_reuses_stays(tmp_path: Path):
+    publish(tmp_path, 1, ["one"])
+    running = planned(tmp_path, name=name(2))
+    for day in (3, 4):
+        publish(tmp_path, day, [f"of day {day}"])
+    collect(tmp_path)
+    assert days(tmp_path) == [1, 2, 4]
+    assert outcomes_of(running).find([bytes.fromhex(said("one").cache_key)], 0)
 
 
 @pytest.mark.parametrize("left", [("build.json", "data"), ("data",), ()])
@@ -175,74 +182,9 @@ def test_a_build_that_a_killed_gc_left_half_removed_goes_next_time(tmp_path: Pat
     assert days(tmp_path) == [2]
 
 
-def test_a_remembered_rejection_stays_as_long_as_a_build_has_the_row(tmp_path: Path):
-    for day, rows in ((1, 1), (2, 1), (3, 0)):
-        build = planned(tmp_path, rows=rows + 1, name=name(day))
-        first, *rest = read_shard(build, 0)
-        key = cache_key(["a" * 64], first.messages, build.plan.question_digest)
-        refused = Outcome(key, None, SILENT, HEARD, 256)
-        decided = [Decided(first.row, refused if rows else said("mended"), reused=day == 2)]
-        decided += [Decided(row.row, said("other"), reused=day > 1) for row in rest]
-        finish(build, decided, [ClipSighting(first.clips[0], "1:e", "a" * 64)] * (day < 3))
-        lost = collect(tmp_path).outcomes.names
-        assert [one[:10] for one in lost] == (["2026-11-01"] if day == 3 else [])
-
-
-@pytest.mark.parametrize(("limit", "goes"), [(256, True), (9, False)])
-def test_an_outcome_stays_beside_a_newer_one_under_another_limit(tmp_path: Path, limit, goes):
-    build, _ = publish(tmp_path, 1, ["one"]), publish(tmp_path, 2, ["one"], reused=("one",))
-    newer = f"2026-11-01T120000+0000-{build.id}.shard-00000"
-    build.outcomes.write(newer, outcome_table([said("one", limit)]))
-    names = collect(tmp_path).outcomes.names
-    assert [one[:17] for one in names] == (["2026-11-01T000000"] if goes else [])
-
-
-def test_a_reader_with_an_old_index_takes_a_removed_segment_for_a_miss(tmp_path: Path):
-    for day in (1, 2):
-        publish(tmp_path, day, [f"of day {day}"])
-    reader = outcome_cache(Store(str(tmp_path / "out/cache")))
-    pointer = (tmp_path / "out/cache/outcomes/index.json").read_bytes()
-    keys = [bytes.fromhex(said(f"of day {day}").cache_key) for day in (1, 2)]
-    assert len(reader.find(keys)) == 2
-    collect(tmp_path)
-    # another build's merge puts the pointer back as it read it
-    (tmp_path / "out/cache/outcomes/index.json").write_bytes(pointer)
-    assert [row["answer"] for row in reader.find(keys).values()] == ["of day 2"]
-    fresh = outcome_cache(Store(str(tmp_path / "out/cache")))
-    assert [row["answer"] for row in fresh.find(keys).values()] == ["of day 2"]
-    fresh.merge()
-    assert (
-        len(json.loads((tmp_path / "out/cache/outcomes/index.json").read_bytes())["segments"]) == 1
-    )
-
-
-def test_look_ups_and_merges_go_on_while_gc_removes_segments(tmp_path: Path):
-    for day in range(1, 9):
-        publish(tmp_path, day, ["one", f"of day {day}"], reused=("one",) if day > 1 else ())
-    stop = threading.Event()
-
-    def read() -> int:
-        turns = 0
-        while not stop.is_set() or turns < 3:
-            assert known(tmp_path, "one", "of day 7", "of day 8") == ["of day 7", "of day 8", "one"]
-            outcome_cache(Store(str(tmp_path / "out/cache"))).merge()
-            turns += 1
-        return turns
-
-    with ThreadPoolExecutor(2) as pool:
-        readers = [pool.submit(read) for _ in range(2)]
-        for keep in (7, 5, 3, 2):
-            collect(tmp_path, keep)
-        stop.set()
-        assert all(reader.result() >= 3 for reader in readers)
-    assert known(tmp_path, *(f"of day {day}" for day in range(2, 9))) == ["of day 7", "of day 8"]
-
-
-def test_nothing_built_is_an_error_and_nothing_published_keeps_the_cache(tmp_path: Path):
+def test_nothing_built_is_an_error(tmp_path: Path):
     with pytest.raises(BuildNotFoundError, match="no build"):
         find_garbage(str(tmp_path))
-    planned(tmp_path, name=name(1))
-    assert find_garbage(str(tmp_path / "out")).note == "nothing is published"
 
 
 def test_latest_stays_right_when_only_one_build_is_kept(tmp_path: Path):

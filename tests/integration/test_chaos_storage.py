@@ -21,7 +21,7 @@ from earwitness.audio.fetch import ClipFetcher
 from earwitness.audio.sink import ClipSink
 from earwitness.audio.sources import ClipSources
 from earwitness.audio.stat import stat_clips
-from earwitness.build.batch import Decided, write_segment
+from earwitness.build.batch import Decided, write_resolved, write_segment
 from earwitness.build.layout import Build
 from earwitness.build.persist import persist_shard
 from earwitness.build.plan import plan_build
@@ -272,11 +272,11 @@ def test_what_no_listing_shows_yet_is_there_all_the_same(
     plan_build(build, resolve_settings(settings), model, datetime.now(UTC))
     for shard in range(2):
         answers = [answered(2 * shard), answered(2 * shard + 1)]
-        paths = [f"work/shard-{shard:05d}/{name}.parquet" for name in ("resolved", "batch-00000-0")]
-        write_segment(build, paths[0], [], [])
-        write_segment(build, paths[1], answers, [])
+        path = f"work/shard-{shard:05d}/batch-00000-0.parquet"
+        write_resolved(build, shard, [])
+        write_segment(build, path, answers, [])
         assert build.store.sizes("work") == {}
-        assert persist_shard(build, shard, segments=paths[1:]).counts.answered == 2
+        assert persist_shard(build, shard, segments=[path]).counts.answered == 2
     assert build.done_shards() == set()
     assert build.missing_shards() == []
     assert build.whole()

@@ -22,9 +22,9 @@ import pytest
 from workbench import Published, clip_bytes, record, write_manifest
 
 import earwitness
-from earwitness.build.batch import Decided, write_segment
+from earwitness.build.batch import Decided, write_resolved, write_segment
 from earwitness.build.gc import find_garbage, remove_garbage
-from earwitness.build.layout import Build, work_path
+from earwitness.build.layout import FILE_FOLDERS, Build, work_path
 from earwitness.build.persist import persist_shard
 from earwitness.build.plan import plan_build
 from earwitness.build.prepare import resolve_settings
@@ -99,12 +99,12 @@ def answer(build: Build, text: str, rows: int = 3) -> None:
         )
         for row in range(rows)
     ]
-    write_segment(build, f"{work_path(0)}/resolved.parquet", [], [])
+    write_resolved(build, 0, [])
     write_segment(build, f"{work_path(0)}/batch-00000-0.parquet", said, [])
 
 
 def stored(build: Build) -> set[str]:
-    return {path for folder in ("data", "jsonl", "rejected") for path in build.store.sizes(folder)}
+    return {path for folder in FILE_FOLDERS for path in build.store.sizes(folder)}
 
 
 def named(build: Build) -> set[str]:
@@ -150,7 +150,8 @@ def test_a_zombie_that_wakes_while_its_build_is_published_changes_nothing(tmp_pa
         persist_shard(build, 0)
         with asleep(build, "publish", "os.rename", "build.json") as go_on_publishing:
             wake_zombie()
-            assert len(stored(build)) == 4  # of both, in two formats
+            # of both: data in two formats, and outcomes; what they know of clips is the same
+            assert len(stored(build)) == 7
             go_on_publishing()
     assert stored(build) == named(build)
     assert set(earwitness.load(build.output.root)["answer"]) == {"the retry's"}

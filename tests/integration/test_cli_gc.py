@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -33,14 +32,14 @@ KILLS = 16
 
 KILL_EVERY = """
 import os, shutil, sys
-import earwitness.build.gc as gc, earwitness.cache, earwitness
+import earwitness.build.gc as gc, earwitness
 source, folder, step = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
 def names(output):
     return sorted(os.path.relpath(os.path.join(at, file), output)
                   for at, _, files in os.walk(output) for file in files
                   # strays among these go when they are old
-                  if not file.startswith((".tmp-", "index")))
+                  if not file.startswith(".tmp-"))
 
 def collect(output, last):
     done = 0
@@ -67,10 +66,12 @@ def alone(work, *given):
 def check(output, expected):
     from earwitness.build.layout import Build
     from earwitness.build.publish import latest_build
+    from earwitness.cache import StoredTable
     frame = earwitness.load(output)
     build = Build(output, latest_build(output))
     keys = [bytes.fromhex(key) for key in frame["earwitness.cache_key"]]
-    assert len(build.outcomes.find(keys)) == len(set(keys))
+    found = {row["key"] for row in StoredTable(build.store, "outcomes").find(keys)}
+    assert found == set(keys)
     for name in os.listdir(os.path.join(output, "builds")):
         other = Build(output, name)
         if other.published:  # then it is whole
@@ -148,7 +149,7 @@ def test_a_dry_run_tells_the_same_and_removes_nothing(night):
     dry = gc(output, "--keep", "1", "--dry-run").stdout
     assert sorted(output.rglob("*")) == there
     assert dry == gc(output, "--keep", "1").stdout + "nothing was removed (--dry-run)\n"
-    assert re.search(r"outcome segments +1 of 4 to be removed", dry)
+    assert "2 of 3 to be removed" in dry
 
 
 def test_a_gc_killed_anywhere_harms_nothing_and_the_next_one_ends_it(night, tmp_path):
@@ -175,7 +176,8 @@ def test_gc_on_object_storage(s3, build, stand_in, tmp_path):
     killed = "builds/b-20200101T000000Z-aaaaaa/plan/shard-00000.jsonl"
     store.write_bytes(killed, b"{}")
     assert abs(store.entries()[killed].modified_s - time.time()) < 60
-    assert "being planned" in gc(output, "--keep", "1").stdout
+    gc(output, "--keep", "1")
+    assert store.exists(killed)
     told = gc(output, "--keep", "1", "--unpublished-after-h", "0").stdout
     assert "its planning did not finish" in told
     assert len(list((folder / "builds").glob("*/build.json"))) == 1

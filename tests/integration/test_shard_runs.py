@@ -31,7 +31,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running
 
-from earwitness.build.batch import Decided, write_segment
+from earwitness.build.batch import Decided, write_resolved, write_segment
 from earwitness.build.layout import Build, receipt_path, work_path
 from earwitness.build.persist import persist_shard
 from earwitness.build.plan import plan_build
@@ -83,7 +83,7 @@ def do(build: Build, shard: int) -> None:
     decided = [
         Decided(row, Outcome(f"{row:064x}", said, None, heard, 256), reused=False) for row in rows
     ]
-    write_segment(build, f"{work_path(shard)}/resolved.parquet", [], [])
+    write_resolved(build, shard, [])
     write_segment(build, f"{work_path(shard)}/batch-00000-0.parquet", decided, [])
     persist_shard(build, shard)
 

@@ -17,12 +17,11 @@ from test_build_publish import answered, finish, planned
 import earwitness
 from earwitness.build.persist import persist_shard
 from earwitness.build.publish import publish_build
-from earwitness.cache import outcome_cache
+from earwitness.cache import StoredTable
 from earwitness.identity import folder_digest
 from earwitness.manifest.fields import OutputFields
 from earwitness.manifest.reader import open_manifest
 from earwitness.settings import EngineSettings
-from earwitness.storage import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,12 +142,12 @@ def test_hostile_segments_and_data_files_are_only_read(tmp_path: Path, trace: Pa
     for segment in (Path(build.uri) / "work").rglob("*.parquet"):
         pq.write_table(hostile(pq.read_table(segment), trace), segment)
     persist_shard(build, 0)
-    for segment in (tmp_path / "out" / "cache").rglob("*.parquet"):
-        pq.write_table(hostile(pq.read_table(segment), trace), segment)
-    assert outcome_cache(Store(str(tmp_path / "out" / "cache"))).find([bytes(32)])
     publish_build(build)
-    for data in (Path(build.uri) / "data").glob("*.parquet"):
-        pq.write_table(hostile(pq.read_table(data), trace), data)
+    for folder in ("data", "outcomes", "clips", "keys"):
+        for path in (Path(build.uri) / folder).glob("*.parquet"):
+            pq.write_table(hostile(pq.read_table(path), trace), path)
+    assert list(StoredTable(build.store, "outcomes").find([bytes(32)]))
+    assert list(StoredTable(build.store, "outcomes").near([bytes(32)], 0))
     assert earwitness.load(str(tmp_path / "out"))["answer"].tolist() == ["answer 0", "answer 1"]
 
 

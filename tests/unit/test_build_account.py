@@ -20,7 +20,7 @@ from earwitness.build.account import (
     choose_basis,
 )
 from earwitness.build.account_told import account_lines, amount, span
-from earwitness.build.batch import Decided, Segment, write_segment
+from earwitness.build.batch import Decided, Segment, write_resolved, write_segment
 from earwitness.build.card import dataset_card
 from earwitness.build.estimate import estimate
 from earwitness.build.layout import Build, Counts, Gates, Receipt, work_path
@@ -127,7 +127,7 @@ BOOKED = Booking("first", EngineTime(start_s=30, engine_s=100, busy_s=60, prompt
 
 
 def book(build: Build, shard: int, decided: list[Decided], booking: Booking) -> None:
-    write_segment(build, f"{work_path(shard)}/resolved.parquet", [], [])
+    write_resolved(build, shard, [])
     path = f"{work_path(shard)}/batch-00000-0.parquet"
     write_segment(build, path, decided, [], booking)
 

@@ -12,6 +12,7 @@ from earwitness.build.persist import persist_shard
 from earwitness.build.publish import publish_build
 from earwitness.build.retry import build_to_retry, unpublished_build
 from earwitness.build.show import finished_rows
+from earwitness.build.sources import outcomes_of
 from earwitness.build.status import build_status
 from earwitness.errors import BuildNotFoundError, SettingsError
 
@@ -89,14 +90,15 @@ def test_a_retry_is_a_new_build_over_the_same_rows(whole: Build):
     assert again.gates.retry_reasons == ("silent",)
     assert again.plan.shards == whole.plan.shards
     assert again.plan.identity == whole.plan.identity
-    assert again.segment_name(0) > whole.segment_name(0)
+    assert again.plan.planned_at > whole.plan.planned_at
+    assert again.plan.base == whole.id
 
 
 def test_answers_of_unfinished_shards_are_kept_for_the_retry(tmp_path: Path):
     build = planned(tmp_path)
     finish(build, 0, [answered(0), rejected(1)])
-    build_to_retry(build, ["silent"])
-    known = build.outcomes.find([bytes.fromhex(f"{0:064x}")])
+    again = build_to_retry(build, ["silent"])
+    known = outcomes_of(again).find([bytes.fromhex(f"{0:064x}")], 0)
     assert [row["answer"] for row in known.values()] == ["answer 0"]
 
 

@@ -1,19 +1,19 @@
-"""What is stored is found, wherever it lies; the newest word counts; a lost index loses nothing."""
+"""What kept builds hold is found by its key; a file or an index that is lost loses nothing else."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earwitness.build.layout import Build
-from earwitness.cache import ClipSighting, SegmentCache
+from earwitness.cache import ClipSighting, Lookup, StoredTable
+from earwitness.cache.keys import StoredKeys, write_keys
 from earwitness.cache.tables import (
     outcome_from_row,
     outcome_table,
@@ -22,6 +22,7 @@ from earwitness.cache.tables import (
     still_right,
     uri_key,
 )
+from earwitness.cache.writing import ROW_GROUP_ROWS, parquet_bytes
 from earwitness.records import (
     Answer,
     ClipFacts,
@@ -35,9 +36,10 @@ from earwitness.records import (
 from earwitness.storage import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
-COLUMNS = pa.schema([pa.field("value", pa.string())])
+COLUMNS = pa.schema([pa.field("key", pa.binary(32)), pa.field("value", pa.string())])
 
 
 def key(number: int) -> bytes:
@@ -46,108 +48,163 @@ def key(number: int) -> bytes:
 
 def rows(values: dict[int, str]) -> pa.Table:
     listed = [{"key": key(number), "value": value} for number, value in values.items()]
-    return pa.Table.from_pylist(listed, pa.schema([pa.field("key", pa.binary(32)), *COLUMNS]))
+    return pa.Table.from_pylist(listed, COLUMNS)
+
+
+def put(store: Store, shard: int, table: pa.Table) -> str:
+    path = f"outcomes/shard-{shard:05d}-{shard:08x}.parquet"
+    store.write_bytes(path, parquet_bytes(table, ROW_GROUP_ROWS))
+    return path
+
+
+def values(table: StoredTable | Lookup, numbers: Iterable[int], *shard: int) -> dict[int, str]:
+    wanted = {key(number): number for number in numbers}
+    found = table.find(list(wanted), *shard)
+    listed = found.values() if isinstance(found, dict) else found
+    return {wanted[row["key"]]: row["value"] for row in listed}
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> SegmentCache:
-    return SegmentCache(Store(str(tmp_path)), COLUMNS)
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
 
 
-def values(cache: SegmentCache, numbers: list[int], near: str = "") -> dict[int, str]:
-    found = cache.find([key(number) for number in numbers], near)
-    return {n: found[key(n)]["value"] for n in numbers if key(n) in found}
+PARTS = st.lists(st.sets(st.integers(0, 300), max_size=60), min_size=1, max_size=5)
 
 
-def test_a_segment_without_an_index_is_read_directly(cache: SegmentCache):
-    cache.write("2026-a.shard-00000", rows({1: "one", 2: "two"}))
-    assert values(cache, [1, 2, 3]) == {1: "one", 2: "two"}
+@pytest.mark.parametrize("sorted_keys", [True, False])
+@settings(max_examples=25, deadline=None)
+@given(parts=PARTS, asked=st.sets(st.integers(0, 400)))
+def test_every_key_is_found_in_whichever_shard_it_lies(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[set[int]], asked: set[int], sorted_keys
+):
+    store = Store(str(tmp_path_factory.mktemp("build")))
+    expected: dict[int, str] = {}
+    paths = []
+    for shard, numbers in enumerate(parts):
+        new = {number: f"{shard}:{number}" for number in numbers if number not in expected}
+        expected |= new
+        paths.append(put(store, shard, rows(new)))
+    if sorted_keys:
+        write_keys(store, "outcomes", paths)
+    found = values(StoredTable(store, "outcomes"), asked)
+    assert found == {number: expected[number] for number in asked if number in expected}
 
 
-def test_an_indexed_segment_is_found_through_the_index(cache: SegmentCache):
-    cache.write("2026-a.shard-00000", rows({1: "one"}))
-    assert cache.merge() == 1
-    cache.write("2026-b.shard-00000", rows({2: "two"}))
-    assert values(cache, [1, 2]) == {1: "one", 2: "two"}
+def test_keys_come_in_parts_that_bound_memory(store: Store):
+    paths = [put(store, n, rows({10 * n: "a", 10 * n + 1: "b"})) for n in range(5)]
+    write_keys(store, "outcomes", paths, part_keys=3)
+    assert len([path for path in store.sizes("keys") if path.endswith(".bloom")]) == 3
+    found = values(StoredTable(store, "outcomes"), range(50))
+    assert sorted(found) == [0, 1, 10, 11, 20, 21, 30, 31, 40, 41]
 
 
-def test_merging_again_does_nothing(cache: SegmentCache):
-    cache.write("2026-a.shard-00000", rows({1: "one"}))
-    cache.merge()
-    assert cache.merge() == 0
+def test_a_filter_rules_out_nearly_all_unknown_keys(store: Store):
+    write_keys(store, "outcomes", [put(store, 0, rows(dict.fromkeys(range(4000), "")))])
+    opened: list[str] = []
+    counting = CountingStore(store.root, opened)
+    table = StoredTable(counting, "outcomes")
+    unknown = [key(number) for number in range(10_000, 20_000)]
+    places = list(StoredKeys(counting, "outcomes").locate(unknown))
+    assert places == []
+    passed = StoredKeys(counting, "outcomes")._passes(
+        "keys/outcomes-00000", np.frombuffer(b"".join(unknown), ">u8").reshape(-1, 4)
+    )
+    assert 0 < passed.sum() < 100  # 0.24 % are expected
+    assert values(table, range(10)) == dict.fromkeys(range(10), "")
 
 
-@pytest.mark.parametrize("merged", [True, False])
-def test_the_newest_segment_counts(cache: SegmentCache, merged):
-    cache.write("2026-b.shard-00000", rows({1: "new"}))
-    cache.write("2025-a.shard-00000", rows({1: "old"}))
-    if merged:
-        cache.merge()
-    assert values(cache, [1]) == {1: "new"}
+def test_keys_that_share_a_prefix_are_told_apart(store: Store):
+    one, other, third = b"\0" * 32, b"\0" * 31 + b"\1", b"\0" * 30 + b"\1\1"
+    write_keys(
+        store,
+        "outcomes",
+        [
+            put(
+                store,
+                0,
+                pa.table({"key": pa.array([one, other], pa.binary(32)), "value": ["one", "other"]}),
+            )
+        ],
+    )
+    found = StoredTable(store, "outcomes").find([one, other, third])
+    assert {row["key"]: row["value"] for row in found} == {one: "one", other: "other"}
 
 
-def test_a_near_segment_spares_the_index(cache: SegmentCache, tmp_path: Path):
-    cache.write("2026-a.shard-00003", rows({1: "one"}))
-    cache.merge()
-    for index in tmp_path.glob("index-*.parquet"):
-        index.write_bytes(b"unreadable")
-    fresh = SegmentCache(Store(str(tmp_path)), COLUMNS)
-    assert values(fresh, [1], near=".shard-00003") == {1: "one"}
+@pytest.mark.parametrize("gone", ["keys", "outcomes/shard-00001-00000001.parquet"])
+def test_what_is_gone_loses_only_itself(store: Store, gone: str):
+    write_keys(store, "outcomes", [put(store, n, rows({n: str(n)})) for n in range(3)])
+    store.delete_many([path for path in store.sizes() if path.startswith(gone)])
+    expected = {0: "0", 1: "1", 2: "2"} if gone == "keys" else {0: "0", 2: "2"}
+    assert values(StoredTable(store, "outcomes"), range(4)) == expected
 
 
-def test_a_near_row_that_is_not_final_gives_way_to_a_newer_one(cache: SegmentCache):
-    cache.write("2026-a.shard-00003", rows({1: "rejected"}))
-    cache.write("2026-b.shard-00000", rows({1: "answered"}))
-    found = cache.find([key(1)], ".shard-00003", final=lambda row: row["value"] != "rejected")
-    assert found[key(1)]["value"] == "answered"
+class CountingStore(Store):
+    """A store that notes what is opened and read."""
+
+    def __init__(self, root: str, opened: list[str]) -> None:
+        super().__init__(root)
+        self.opened = opened
+
+    def open(self, path: str) -> BinaryIO:
+        self.opened.append(path)
+        return super().open(path)
+
+    def read_bytes(self, path: str) -> bytes:
+        self.opened.append(path)
+        return super().read_bytes(path)
 
 
-def test_keys_that_share_a_prefix_are_told_apart(cache: SegmentCache):
-    one, other = b"\0" * 32, b"\0" * 31 + b"\1"
-    table = pa.table({"key": pa.array([one, other], pa.binary(32)), "value": ["one", "other"]})
-    cache.write("2026-a.shard-00000", table)
-    cache.merge()
-    third = b"\0" * 30 + b"\1\1"
-    assert {k: row["value"] for k, row in cache.find([one, other, third]).items()} == {
-        one: "one",
-        other: "other",
+def test_rows_of_the_same_shard_and_its_neighbours_are_found_without_the_keys(store: Store):
+    opened: list[str] = []
+    paths = [put(store, n, rows({n: str(n)})) for n in range(6)]
+    write_keys(store, "outcomes", paths)
+    table = StoredTable(CountingStore(store.root, opened), "outcomes")
+    lookup = Lookup(table, [table])
+    assert values(lookup, [2, 3, 4], 3) == {2: "2", 3: "3", 4: "4"}
+    assert {path.partition("/")[0] for path in opened} == {"outcomes"}
+    assert values(lookup, [0, 5], 3) == {0: "0", 5: "5"}
+    assert "keys/outcomes-00000.bloom" in opened
+
+
+def test_what_was_read_is_not_read_again_for_the_next_batch(store: Store):
+    opened: list[str] = []
+    write_keys(store, "outcomes", [put(store, n, rows({n: "known"})) for n in range(3)])
+    table = StoredTable(CountingStore(store.root, opened), "outcomes")
+    lookup = Lookup(table, [table])
+    assert values(lookup, [1], 1) == {1: "known"}
+    assert values(lookup, [7, 8], 1) == {}
+    opened.clear()
+    assert values(lookup, [9, 10], 1) == {}
+    assert opened == []
+
+
+def test_the_first_row_that_fits_counts_else_the_newest(tmp_path: Path):
+    stores = [Store(str(tmp_path / name)) for name in ("new", "base", "old")]
+    for store, value in zip(stores, ("bad new", "bad base", "good old"), strict=True):
+        put(store, 0, rows({1: value, 2: value.replace("good", "bad")}))
+    new, base, old = (StoredTable(store, "outcomes") for store in stores)
+    lookup = Lookup(base, [new, base, old])
+
+    def good(row: dict[str, str]) -> bool:
+        return row["value"].startswith("good")
+
+    found = lookup.find([key(1), key(2), key(3)], 0, fits=good)
+    assert {k: row["value"] for k, row in found.items()} == {
+        key(1): "good old",
+        key(2): "bad new",
     }
 
 
-def test_nothing_to_keep_writes_nothing(cache: SegmentCache):
-    cache.write("2026-a.shard-00000", rows({}))
-    assert cache.segments() == []
-
-
-def test_rewriting_a_shards_segment_is_idempotent(cache: SegmentCache):
-    cache.write("2026-a.shard-00000", rows({1: "one"}))
-    cache.write("2026-a.shard-00000", rows({1: "one"}))
-    assert len(cache.segments()) == 1
-
-
-def test_the_index_before_the_last_is_removed(cache: SegmentCache, tmp_path: Path):
-    for number in range(4):
-        cache.write(f"2026-{number}.shard-00000", rows({number: str(number)}))
-        cache.merge()
-    assert len(list(tmp_path.glob("index-*.parquet"))) == 2
-    assert values(cache, [0, 1, 2, 3]) == {n: str(n) for n in range(4)}
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    st.lists(st.tuples(st.sets(st.integers(0, 40), min_size=1), st.booleans()), max_size=5),
-    st.sets(st.integers(0, 50)),
-)
-def test_any_history_of_writes_and_merges_finds_the_newest(tmp_path_factory, history, asked):
-    cache = SegmentCache(Store(str(tmp_path_factory.mktemp("cache"))), COLUMNS)
-    expected: dict[int, str] = {}
-    for turn, (numbers, merge) in enumerate(history):
-        written = {number: f"{turn}:{number}" for number in sorted(numbers)}
-        cache.write(f"2026-{turn:02d}.shard-00000", rows(written))
-        expected |= written
-        if merge:
-            cache.merge()
-    assert values(cache, sorted(asked)) == {n: expected[n] for n in sorted(asked) if n in expected}
+def test_a_row_of_the_base_that_is_not_sure_gives_way_to_a_newer_build(tmp_path: Path):
+    stores = [Store(str(tmp_path / name)) for name in ("new", "base")]
+    put(stores[0], 7, rows({1: "answered", 2: "other"}))
+    put(stores[1], 0, rows({1: "rejected", 2: "answered"}))
+    new, base = (StoredTable(store, "outcomes") for store in stores)
+    found = Lookup(base, [new, base]).find(
+        [key(1), key(2)], 0, surely=lambda row: row["value"] == "answered"
+    )
+    assert {row["value"] for row in found.values()} == {"answered"}
 
 
 CLIPS = st.builds(
@@ -207,13 +264,13 @@ FACTS = st.builds(
 )
 
 
-@given(st.text(), st.none() | REJECTIONS, st.none() | FACTS)
+@given(st.text(), st.none() | REJECTIONS, st.none() | FACTS, st.booleans())
 def test_sightings_survive_their_table(
-    uri: str, rejection: Rejection | None, facts: ClipFacts | None
+    uri: str, rejection: Rejection | None, facts: ClipFacts | None, missing
 ):
     name = uri.encode("utf-8", "replace").decode()
     refused = None if facts else rejection
-    seen = ClipSighting(name, "7:etag", "c" * 64, refused, facts)
+    seen = ClipSighting(name, "7:etag", "c" * 64, refused, facts, missing)
     row = sighting_table([seen]).to_pylist()[0]
     assert row["key"] == uri_key(seen.uri)
     assert sighting_from_row(row) == seen
@@ -252,55 +309,3 @@ def test_a_context_overflow_is_asked_again_in_another_context():
 def test_other_rejections_stand_whatever_the_limits():
     silent = Outcome("k", None, Rejection(Stage.DECODE, Reason.SILENT, "silent"), max_tokens=256)
     assert still_right(silent, 512, None)
-
-
-class CountingStore(Store):
-    """A store that counts what is opened."""
-
-    def __init__(self, root: str) -> None:
-        super().__init__(root)
-        self.opened: list[str] = []
-
-    def open(self, path: str) -> BinaryIO:
-        self.opened.append(path)
-        return super().open(path)
-
-
-def test_what_was_read_is_not_read_again_for_the_next_batch(tmp_path: Path):
-    store = CountingStore(str(tmp_path))
-    cache = SegmentCache(store, COLUMNS)
-    for number in range(3):
-        cache.write(f"2026-a.shard-{number:05d}", rows({number: "known"}))
-    assert values(cache, [7, 8]) == values(cache, [9]) == {}
-    assert len(store.opened) == 3
-    cache.merge()
-    store.opened.clear()
-    assert values(cache, [10]) == values(cache, [11]) == {}
-    assert [path for path in store.opened if path.startswith("segments/")] == []
-    assert len(store.opened) == 1
-
-
-def test_batches_that_ask_at_the_same_moment_read_the_index_once(tmp_path: Path):
-    store = CountingStore(str(tmp_path))
-    SegmentCache(store, COLUMNS).write("2026-a.shard-00000", rows({1: "one", 2: "two"}))
-    SegmentCache(store, COLUMNS).merge()
-    store.opened.clear()
-    cache = SegmentCache(store, COLUMNS)
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda number: values(cache, [number]), [1, 2, 3, 4] * 4))
-    assert found == [{1: "one"}, {2: "two"}, {}, {}] * 4
-    assert sum(path.startswith("index-") for path in store.opened) == 1
-
-
-def test_a_segment_that_came_since_the_last_batch_is_found(cache: SegmentCache):
-    assert values(cache, [1]) == {}
-    cache.write("2026-a.shard-00001", rows({1: "one"}))
-    assert values(cache, [1]) == {1: "one"}
-
-
-def test_all_tasks_of_a_process_share_an_outputs_tables(tmp_path: Path):
-    output = str(tmp_path / "out")
-    first, second = Build(output, "b-1"), Build.at(f"{output}/builds/b-2")
-    assert first.outcomes is second.outcomes
-    assert first.sightings is second.sightings
-    assert Build(str(tmp_path / "other"), "b-1").outcomes is not first.outcomes

@@ -15,7 +15,8 @@ from cli.main import app
 from earwitness.settings import BuildSettings
 
 HOUSE = Path(__file__).parents[2]
-PAGES = [HOUSE / "README.md", HOUSE / "CHANGELOG.md", *sorted((HOUSE / "docs").rglob("*.md"))]
+TOP = [HOUSE / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")]
+PAGES = [*TOP, *sorted((HOUSE / "docs").rglob("*.md"))]
 NAMES = typer.main.get_command(app).commands
 COMMANDS = {
     name: typer.main.get_command(importlib.import_module(f"cli.{name}").app) for name in NAMES
@@ -30,8 +31,8 @@ SETUP = (HOUSE / "deployments/setup.py").read_text()
 SETUP_OPTIONS = {"--default-limit", "--gpu-limit", *re.findall(r'"(--[a-z-]+)"', SETUP)}
 # prefect deploy, systemctl, useradd, docker compose, vllm serve, everything
 OTHERS_OPTIONS = {"--all", "--now", "--system", "--profile", "--enforce-eager", "--help"}
-# the benchmarks' own: python -m tests.bench --help
-for _script in (HOUSE / "tests/bench").glob("*.py"):
+# the benchmarks' own: python -m benchmarks --help
+for _script in (HOUSE / "benchmarks").glob("*.py"):
     OTHERS_OPTIONS |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', _script.read_text()))
 # flags of vLLM that the pages say are refused
 OTHERS_OPTIONS |= {"--api-key", "--hf-token"}

@@ -68,7 +68,7 @@ fuzz: $(SETUP) ## coverage-guided, of the manifest parser and the probe: FUZZ_S=
 	$(BIN)/python -m tests.fuzz headers --seconds $(or $(FUZZ_S),600)
 
 bench: $(SETUP) ## every benchmark, one table, docs/performance.md; half an hour, on a quiet machine
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m benchmarks
 
 demo-model: $(SETUP) ## train the demo model from nothing into out/demo-model (under 40 minutes on 2 cores)
 	$(BIN)/python -m demo_model.train out/demo-model --seed 0

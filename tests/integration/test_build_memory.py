@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from workbench import record, tone, write_clip, write_manifest
 
-from tests.bench.processes import workers_kib
+from benchmarks.processes import workers_kib
 
 if TYPE_CHECKING:
     from workbench import StandIn

@@ -1,4 +1,4 @@
-"""Where `tests.bench.rebuild` builds: clips, manifests, an engine and an S3 that count."""
+"""Where `benchmarks.rebuild` builds: clips, manifests, an engine and an S3 that count."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tests.bench.builds import Cost, build
+from benchmarks.builds import Cost, build
 from tests.integration.workbench import (
     LONG_AGO_S,
     S3Server,

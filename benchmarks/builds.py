@@ -18,7 +18,7 @@ from tests.integration.workbench import free_port, wait_for
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HOUSE = Path(__file__).parents[2]
+HOUSE = Path(__file__).parents[1]
 
 BUILD = """
 import json, sys

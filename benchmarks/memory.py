@@ -1,6 +1,6 @@
 """Memory of whole builds of N and of ten times N records.
 
-    python -m tests.bench.memory --records 2000
+    python -m benchmarks.memory --records 2000
 
 Every record has a clip of its own, a tenth of a second long; the stand-in engine answers at once.
 Counted are the peak of the process that runs the flow, as the kernel kept it, and beside it the
@@ -20,12 +20,12 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.builds import BUILD, HOUSE, prefect_server
-from tests.bench.processes import peak_kib, workers_kib
-from tests.bench.table import Row, print_rows
+from benchmarks.builds import BUILD, HOUSE, prefect_server
+from benchmarks.processes import peak_kib, workers_kib
+from benchmarks.table import Row, print_rows
 from tests.integration.workbench import StandIn, record, tone, write_clip, write_manifest
 
-SCRIPT = "python -m tests.bench.memory"
+SCRIPT = "python -m benchmarks.memory"
 GOAL = 1.1
 TIMES = 10
 _EVERY_S = 0.25

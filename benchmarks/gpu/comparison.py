@@ -18,19 +18,19 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.builds import build, prefect_server
+from benchmarks.gpu.bare import Asked, Server, Watched, ask_all, watching
+from benchmarks.gpu.checkpoint import QUESTION, write_checkpoint
+from benchmarks.gpu.clips import Clips, write_clips
+from benchmarks.table import Row
 from earwitness.engine.server import EngineServer
 from earwitness.engine.shared import SharedEngine
 from earwitness.identity import identify_model
 from earwitness.scratch import SCRATCH_VARIABLE
 from earwitness.settings import EngineSettings, SamplingSettings
-from tests.bench.builds import build, prefect_server
-from tests.bench.gpu.bare import Asked, Server, Watched, ask_all, watching
-from tests.bench.gpu.checkpoint import QUESTION, write_checkpoint
-from tests.bench.gpu.clips import Clips, write_clips
-from tests.bench.table import Row
 from tests.integration.workbench import record, write_manifest
 
-SCRIPT = "python -m tests.bench.gpu"
+SCRIPT = "python -m benchmarks.gpu"
 GOAL_SHARE = 0.97
 
 

@@ -18,7 +18,7 @@ from earwitness.cpus import usable_cpus
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tests.bench.table import Row
+    from benchmarks.table import Row
 
 TOLD_PACKAGES = (
     "prefect",

@@ -1,6 +1,6 @@
 """What share of an engine's own peak a whole cold build sustains, from 50 to 2,000 requests/s.
 
-    python -m tests.bench.saturation --rates 50 200 500 1000 2000
+    python -m benchmarks.saturation --rates 50 200 500 1000 2000
 
 The engine is the stand-in: as many slots as vLLM has here by default, and a latency that gives the
 rate. Its peak is what a bare client gets out of it with ready files and as much in flight as a
@@ -16,10 +16,10 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.builds import Cost, build, prefect_server, run_python
+from benchmarks.table import Row, print_rows
 from earwitness.cpus import usable_cpus
 from earwitness.engine.given import in_flight
-from tests.bench.builds import Cost, build, prefect_server, run_python
-from tests.bench.table import Row, print_rows
 from tests.integration.workbench import StandIn, record, tone, write_clip, write_manifest
 
 GOAL = 0.97
@@ -30,7 +30,7 @@ POINT_S = 18.0
 MOST = 8_000
 """More records than this are not asked at one point: it would take minutes, and say no more."""
 CLIP_S = 1.0
-BARE = "import sys; from tests.bench.bare_client import main; main()"
+BARE = "import sys; from benchmarks.bare_client import main; main()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ class Point:
             f"{self.share:.1%}",
             f">= {GOAL:.0%}",
             None if beyond else self.share >= GOAL,
-            f"python -m tests.bench.saturation --rates {self.rate}",
+            f"python -m benchmarks.saturation --rates {self.rate}",
             note,
         )
 
@@ -204,7 +204,7 @@ def measure(rates: tuple[int, ...] = RATES, point_s: float = POINT_S) -> list[Ro
         f"the build costs {last.build_ms:.2f} ms of CPU per record with {last.records:,} clips, "
         f"without the stand-in's share; with {usable_cpus()} cores this allows {last.fed:,.0f}/s"
     )
-    script = "python -m tests.bench.saturation"
+    script = "python -m benchmarks.saturation"
     value = f"{best:,}/s" if best else f"none of {', '.join(map(str, rates))}/s"
     ends = Row("saturation: highest measured rate that reaches the goal", value, "", None, script)
     return [*(point.row() for point in points), replace(ends, note=note)]

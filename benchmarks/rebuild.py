@@ -1,6 +1,6 @@
 """Building again: when nothing changed, and when one record in a hundred did.
 
-    python -m tests.bench.rebuild --rows 20000
+    python -m benchmarks.rebuild --rows 20000
 
 Local folders: a full build fills the cache, then the same manifest is built again, in turn with
 one of ten records, which shows what a build costs before its first record (Python, imports,
@@ -24,8 +24,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench.builds import Cost, prefect_server
-from tests.bench.rebuild_places import (
+from benchmarks.builds import Cost, prefect_server
+from benchmarks.rebuild_places import (
     CHANGED,
     CLIPS_A_FOLDER,
     FEW,
@@ -35,13 +35,13 @@ from tests.bench.rebuild_places import (
     s3_endpoint,
     write_input,
 )
-from tests.bench.table import Row, print_rows
+from benchmarks.table import Row, print_rows
 from tests.integration.workbench import StandIn
 
 if TYPE_CHECKING:
     from tests.integration.workbench import S3Server
 
-SCRIPT = "python -m tests.bench.rebuild"
+SCRIPT = "python -m benchmarks.rebuild"
 ROWS = 20_000
 RATE, SLOTS = 50, 16
 """Answers a second, and answers at once, of an engine as a GPU has it: one API server process of

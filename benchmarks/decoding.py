@@ -1,6 +1,6 @@
 """Fetching and decoding alone: worker processes or threads, memory or disk, how many at once.
 
-    python -m tests.bench.decoding --clips 400
+    python -m benchmarks.decoding --clips 400
 
 Everything is warm, ways are tried in turn and medians compared. Nothing here has a goal: the rows
 say why clips are decoded in processes, several at a time, and what scratch in memory would save.
@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.mixed_clips import write_clips
+from benchmarks.processes import cpu_s
+from benchmarks.table import Row, print_rows
 from earwitness.access import AccessPolicy
 from earwitness.audio.decode import decode, warm_up
 from earwitness.audio.fetch import ClipFetcher
@@ -27,15 +30,12 @@ from earwitness.audio.probe import probe
 from earwitness.audio.workers import SEVERAL_CLIPS, DecodePool
 from earwitness.cpus import usable_cpus
 from earwitness.settings import AudioSettings
-from tests.bench.mixed_clips import write_clips
-from tests.bench.processes import cpu_s
-from tests.bench.table import Row, print_rows
 from tests.integration.workbench import S3Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-SCRIPT = "python -m tests.bench.decoding"
+SCRIPT = "python -m benchmarks.decoding"
 MEMORY = Path("/dev/shm")
 REPEATS = 3
 AT_ONCE = (1, 8, 32, 64)

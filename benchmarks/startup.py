@@ -1,6 +1,6 @@
 """How long `earwitness --help` takes, and what importing it loads.
 
-    python -m tests.bench.startup
+    python -m benchmarks.startup
 
 Processes of Python that do nothing, the command line's help and the import of the core are started
 in turns; medians. What was measured on a loaded machine is compared with the Python that did
@@ -17,10 +17,10 @@ import sys
 import time
 from pathlib import Path
 
-from tests.bench.table import Row, print_rows
+from benchmarks.table import Row, print_rows
 
-HOUSE = Path(__file__).parents[2]
-SCRIPT = "python -m tests.bench.startup"
+HOUSE = Path(__file__).parents[1]
+SCRIPT = "python -m benchmarks.startup"
 HELP_GOAL_S = 0.3
 COMMANDS = {
     "nothing": ["-c", "pass"],

@@ -1,6 +1,6 @@
 """Small studies of the engine's front and of what lies between shards; none has a goal.
 
-    python -m tests.bench.engine_front
+    python -m benchmarks.engine_front
 
 On real vLLM (the CPU, the demo model): seeds of each request's own, clips by address or inline,
 five questions a clip, API servers. On the stand-in: the gap between shards, the first answer.
@@ -21,20 +21,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.bare_client import ask_all, asked_about
+from benchmarks.builds import BUILD, prefect_server, run_python
+from benchmarks.real_vllm import MODEL, SLOTS, vllm, write_sounds
+from benchmarks.saturation import served, write_clips
+from benchmarks.table import Row, print_rows
 from earwitness.engine.given import in_flight
-from tests.bench.bare_client import ask_all, asked_about
-from tests.bench.builds import BUILD, prefect_server, run_python
-from tests.bench.real_vllm import MODEL, SLOTS, vllm, write_sounds
-from tests.bench.saturation import served, write_clips
-from tests.bench.table import Row, print_rows
 from tests.integration.workbench import record, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tests.bench.real_vllm import RunningEngine
+    from benchmarks.real_vllm import RunningEngine
 
-SCRIPT = "python -m tests.bench.engine_front"
+SCRIPT = "python -m benchmarks.engine_front"
 CLIPS = 60
 ROUNDS = 2
 SEED_ROUNDS = 5

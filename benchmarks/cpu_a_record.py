@@ -1,6 +1,6 @@
 """CPU seconds of a whole cold build against a bare loop over the same clips.
 
-    python -m tests.bench.cpu_a_record --clips 5000
+    python -m benchmarks.cpu_a_record --clips 5000
 
 The loop is what a person would write: read, mix down, resample, write, one clip after the other in
 one process. The build does that and all the rest: hashes, checks, asks the stand-in engine (which
@@ -18,15 +18,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench.builds import build, prefect_server, run_python
-from tests.bench.mixed_clips import FORMATS, SHARES, write_clips
-from tests.bench.table import Row, print_rows
+from benchmarks.builds import build, prefect_server, run_python
+from benchmarks.mixed_clips import FORMATS, SHARES, write_clips
+from benchmarks.table import Row, print_rows
 from tests.integration.workbench import StandIn, record, write_manifest
 
 if TYPE_CHECKING:
-    from tests.bench.builds import Cost
+    from benchmarks.builds import Cost
 
-SCRIPT = "python -m tests.bench.cpu_a_record"
+SCRIPT = "python -m benchmarks.cpu_a_record"
 GOAL = 1.5
 
 LOOP = """

@@ -1,7 +1,7 @@
 """A shard's flow with a shard's task runs, none of which does anything: what is left is Prefect.
 
 Task options, references, window and artifact are those of `flows.build_shard`; see
-`tests.bench.prefect_cost`, which deploys it.
+`benchmarks.prefect_cost`, which deploys it.
 """
 
 from __future__ import annotations

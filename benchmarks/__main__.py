@@ -1,7 +1,7 @@
 """Run the benchmarks one after another, print one table, and write docs/performance.md.
 
-    python -m tests.bench                    everything: about half an hour; or `make bench`
-    python -m tests.bench --only rebuild     some of it; the page is written only with --out
+    python -m benchmarks                    everything: about half an hour; or `make bench`
+    python -m benchmarks --only rebuild     some of it; the page is written only with --out
 
 Each benchmark has a process of its own. One that fails gives a row that says so; the others go on,
 and the suite ends with status 1. What people wrote on the page outside the marks stays.
@@ -20,13 +20,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench.page import generated_part, put_between, this_machine
-from tests.bench.table import Row, print_rows
+from benchmarks.page import generated_part, put_between, this_machine
+from benchmarks.table import Row, print_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-HOUSE = Path(__file__).parents[2]
+HOUSE = Path(__file__).parents[1]
 PAGE = HOUSE / "docs" / "performance.md"
 MODULES = (
     "startup",
@@ -51,14 +51,14 @@ def run_module(name: str, folder: Path) -> tuple[list[Row], str]:
     """Measure in a process of its own.
 
     Args:
-        name: Of a module of `tests.bench`.
+        name: Of a module of `benchmarks`.
         folder: For its output and its rows.
 
     Returns:
         Its rows, and why it failed; empty: it did not. One that failed has one row that says so.
     """
     rows_path, log_path = folder / f"{name}.json", folder / f"{name}.log"
-    command = [sys.executable, "-m", "tests.bench", "--measure", name, str(rows_path)]
+    command = [sys.executable, "-m", "benchmarks", "--measure", name, str(rows_path)]
     try:
         with log_path.open("wb") as log:
             done = subprocess.run(
@@ -77,12 +77,12 @@ def run_module(name: str, folder: Path) -> tuple[list[Row], str]:
     except subprocess.TimeoutExpired:
         why = f"not done after {_LIMIT_S:.0f} s"
     why = why or f"it ended with {done.returncode}"
-    return [Row(name, "failed", "", None, f"python -m tests.bench.{name}", why[:200])], why
+    return [Row(name, "failed", "", None, f"python -m benchmarks.{name}", why[:200])], why
 
 
 def measure_here(name: str, rows_path: Path) -> None:
     """What a process of its own does: measure one module, and leave its rows behind."""
-    rows = importlib.import_module(f"tests.bench.{name}").measure()
+    rows = importlib.import_module(f"benchmarks.{name}").measure()
     rows_path.write_text(json.dumps([asdict(row) for row in rows]))
 
 
@@ -109,7 +109,7 @@ def main() -> int:
     """Read the command line, run, print, write."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        "python -m tests.bench", description=__doc__, formatter_class=form
+        "python -m benchmarks", description=__doc__, formatter_class=form
     )
     parser.add_argument(
         "--only", nargs="+", choices=MODULES, metavar="NAME", help=", ".join(MODULES)

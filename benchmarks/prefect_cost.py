@@ -1,11 +1,11 @@
 """What Prefect costs a record: its client (the worker and the flow runs) and its server.
 
-    python -m tests.bench.prefect_cost --shards 6
+    python -m benchmarks.prefect_cost --shards 6
 
 A difference between a build with Prefect and one without drowns in the noise of the build's own
 work. So the work is left out: a real worker takes from a real pool flow runs with exactly a
 shard's task runs, options, references, window and artifact, whose functions do nothing
-(`tests.bench.prefect_noop`). All CPU of the worker and its flow runs is then Prefect's, imports
+(`benchmarks.prefect_noop`). All CPU of the worker and its flow runs is then Prefect's, imports
 included, and so is the server's. Records are nominal: what a shard of this many batches has.
 """
 
@@ -22,17 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.builds import HOUSE, run_python
+from benchmarks.processes import cpu_s
+from benchmarks.table import Row, print_rows
 from earwitness.engine.guardian import start_guarded
 from earwitness.settings import LayoutSettings
-from tests.bench.builds import HOUSE, run_python
-from tests.bench.processes import cpu_s
-from tests.bench.table import Row, print_rows
 from tests.integration.workbench import free_port, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SCRIPT = "python -m tests.bench.prefect_cost"
+SCRIPT = "python -m benchmarks.prefect_cost"
 GOAL_MS = 1.0
 SHARDS = 6
 _BEGUN_S = 15.0
@@ -127,7 +127,7 @@ def hand_out(shards: int, batches: int, layout: LayoutSettings) -> None:
             flow,
             "gpu",
             work_pool_name="gpu",
-            entrypoint="tests.bench.prefect_noop.noop_shard",
+            entrypoint="benchmarks.prefect_noop.noop_shard",
             pull_steps=[{"deployments.steps.check_version": {"version": _version()}}],
         )
         given = {"batches": batches, "rows": layout.batch_rows, "window": layout.window_batches}
@@ -173,7 +173,7 @@ def cost_of(shards: int, folder: Path) -> PrefectCost:
     batches = -(-layout.shard_rows // layout.batch_rows)
     home = folder / "prefect"
     bare = run_python(
-        "import runpy, sys; runpy.run_module('tests.bench.prefect_noop', run_name='__main__')",
+        "import runpy, sys; runpy.run_module('benchmarks.prefect_noop', run_name='__main__')",
         str(batches),
         str(layout.batch_rows),
     )
@@ -183,7 +183,7 @@ def cost_of(shards: int, folder: Path) -> PrefectCost:
     ):
         started, client_s, server_s = time.monotonic(), cpu_s(worker), cpu_s(server)
         size = database_bytes(home)
-        words = ["-m", "tests.bench.prefect_cost", "--hand-out", str(shards), str(batches)]
+        words = ["-m", "benchmarks.prefect_cost", "--hand-out", str(shards), str(batches)]
         env = {**os.environ, **environment}
         subprocess.run([sys.executable, *words], cwd=HOUSE, env=env, check=True)
         wall_s = time.monotonic() - started

@@ -1,6 +1,6 @@
 """How often the demo model is right, through the whole of earwitness: a table.
 
-`python -m tests.bench.demo_model_accuracy [--seed 1] [--clips 500] [--pairs 100]`
+`python -m benchmarks.demo_model_accuracy [--seed 1] [--clips 500] [--pairs 100]`
 
 Fresh clips of known sounds are drawn and written six ways; a manifest asks about each; the command
 line builds the dataset with real vLLM; the table counts the answers that are exactly right, by

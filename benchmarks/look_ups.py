@@ -1,6 +1,6 @@
 """What a build reuses: how it is found over ten nights, and what looking it up costs.
 
-    python -m tests.bench.look_ups --outcomes 10000 1000000 10000000
+    python -m benchmarks.look_ups --outcomes 10000 1000000 10000000
 
 **Nights.** Ten nights of a build of 20,000 records in shards of 5,000, of which one per cent change
 a night: asked otherwise, added in front, or added behind. No engine, no clip: outcomes are made up;
@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.table import Row, print_rows
 from earwitness.build.batch import Decided, RowState, write_resolved
 from earwitness.build.layout import Build
 from earwitness.build.persist import persist_shard
@@ -47,7 +48,6 @@ from earwitness.identity import ModelIdentity, cache_key
 from earwitness.records import Answer, Outcome
 from earwitness.settings import BuildSettings, LayoutSettings
 from earwitness.storage import Store
-from tests.bench.table import Row, print_rows
 from tests.integration.workbench import S3Server, record, write_manifest
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-SCRIPT = "python -m tests.bench.look_ups"
+SCRIPT = "python -m benchmarks.look_ups"
 SIZES = (10_000, 1_000_000, 10_000_000)
 SHARD_ROWS = 20_000
 GOAL_GROWTH = 3.0

@@ -1,6 +1,6 @@
 """A whole build against real vLLM, held against a bare client that sends ready files.
 
-    python -m tests.bench.real_vllm --clips 1000
+    python -m benchmarks.real_vllm --clips 1000
 
 The engine is started once, apart; both sides ask it in turn (A B A B), each time about clips that
 it has never heard, of the same lengths, so that its caches serve neither.
@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.builds import BUILD, HOUSE, prefect_server, run_python
+from benchmarks.table import Row, print_rows
 from earwitness.engine.given import in_flight
 from earwitness.engine.replies import parse_metrics
 from earwitness.engine.server import EngineServer
 from earwitness.settings import EngineSettings
-from tests.bench.builds import BUILD, HOUSE, prefect_server, run_python
-from tests.bench.table import Row, print_rows
 from tests.integration.workbench import record, write_clip, write_manifest
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ SLOTS = 32
 MAX_TOKENS = 32
 RATE_HZ = 16_000
 SHORTEST_S, LONGEST_S = 2.0, 10.0
-BARE = "import sys; from tests.bench.bare_client import main; main()"
+BARE = "import sys; from benchmarks.bare_client import main; main()"
 TIMED_BUILD = f"""
 import threading, time
 from earwitness.progress import Advanced, listen
@@ -206,7 +206,7 @@ def measure(count: int = CLIPS, rounds: int = ROUNDS) -> list[Row]:
         f"real vLLM: {count:,} clips of 2-10 s, whole build / bare client",
         "real vLLM: the same, from the first request to the last answer",
     ]
-    script = f"python -m tests.bench.real_vllm --clips {count}"
+    script = f"python -m benchmarks.real_vllm --clips {count}"
     if importlib.util.find_spec("vllm") is None:
         missing = "vLLM is not installed"
         return [Row(name, "not measured", "", None, script, missing) for name in names]

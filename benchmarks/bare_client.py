@@ -1,6 +1,6 @@
 """A bare client: sends ready 16 kHz files to an engine, so many in flight, and nothing else.
 
-    python -m tests.bench.bare_client http://127.0.0.1:8000/v1 FOLDER --in-flight 141
+    python -m benchmarks.bare_client http://127.0.0.1:8000/v1 FOLDER --in-flight 141
 
 What a build is held against: no manifest, no decoding, no retries, no outcome is kept. It asks
 with the very bodies that earwitness sends.

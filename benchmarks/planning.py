@@ -1,6 +1,6 @@
 """Planning a million rows: memory, and time against a loop of bare `json.loads`.
 
-    python -m tests.bench.planning --rows 1000000
+    python -m benchmarks.planning --rows 1000000
 
 Both are processes of their own, measured in CPU seconds as the kernel counts them, in turn; what
 planning imports is measured apart and taken off. Each is one process with one busy thread.
@@ -14,10 +14,10 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from tests.bench.builds import Cost, run_python
-from tests.bench.table import Row, print_rows
+from benchmarks.builds import Cost, run_python
+from benchmarks.table import Row, print_rows
 
-SCRIPT = "python -m tests.bench.planning"
+SCRIPT = "python -m benchmarks.planning"
 GOAL_RATIO = 3.0
 GOAL_MB = 300
 REPEATS = 3

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tests.bench.page import installed_version
+from benchmarks.page import installed_version
 
 if TYPE_CHECKING:
     from pathlib import Path

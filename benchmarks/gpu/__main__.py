@@ -1,7 +1,7 @@
 """Qwen2-Audio-7B's real shape with dummy weights: how near a whole build comes to the GPU's peak.
 
-    python -m tests.bench.gpu            one GPU, 3,000 clips, API servers 1, 2, 4 and 8
-    python -m tests.bench.gpu --tiny     on the CPU, the model cut down, to see that it works
+    python -m benchmarks.gpu            one GPU, 3,000 clips, API servers 1, 2, 4 and 8
+    python -m benchmarks.gpu --tiny     on the CPU, the model cut down, to see that it works
 
 Nothing is downloaded: the config is the public model's, the tokenizer is made, the weights are
 vLLM's dummies, the clips are noise of 2 to 30 seconds, every answer has 100 tokens. It takes
@@ -16,15 +16,15 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-from tests.bench.gpu.comparison import TINY, Scale, compare, has_gpu, not_measured, rows
-from tests.bench.table import print_rows
+from benchmarks.gpu.comparison import TINY, Scale, compare, has_gpu, not_measured, rows
+from benchmarks.table import print_rows
 
 
 def main() -> None:
     """Read the command line and measure."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        "python -m tests.bench.gpu", description=__doc__, formatter_class=form
+        "python -m benchmarks.gpu", description=__doc__, formatter_class=form
     )
     parser.add_argument("--tiny", action="store_true", help="on the CPU, everything in small")
     parser.add_argument("--clips", type=int, help="how many (default: 3000)")

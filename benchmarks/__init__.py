@@ -1,0 +1,1 @@
+"""Benchmarks: one script a measure, and `python -m benchmarks` runs them all."""

@@ -26,8 +26,8 @@ from benchmarks.table import Row, print_rows
 from earwitness.access import AccessPolicy
 from earwitness.audio.decode import decode, warm_up
 from earwitness.audio.fetch import ClipFetcher
+from earwitness.audio.pool import SEVERAL_CLIPS, DecodePool
 from earwitness.audio.probe import probe
-from earwitness.audio.workers import SEVERAL_CLIPS, DecodePool
 from earwitness.cpus import usable_cpus
 from earwitness.settings import AudioSettings
 from tests.integration.workbench import S3Server

@@ -27,7 +27,7 @@ import json, sys
 from datetime import UTC, datetime
 from earwitness.heap import bound_heap
 bound_heap()
-import pyarrow, pyarrow.compute, earwitness.manifest.columns, earwitness.manifest.arrow_types
+import pyarrow, pyarrow.compute, earwitness.manifest.columns, earwitness.manifest.schema
 from earwitness.build.layout import Build
 from earwitness.build.plan import plan_build
 from earwitness.build.prepare import resolve_settings

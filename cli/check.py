@@ -101,7 +101,7 @@ def _estimate(
         else:
             why = "give OUTPUT as second argument to estimate it from earlier builds"
         return [("engine time", f"not known: {why}")]
-    from earwitness.build.estimate import estimate
+    from earwitness.build.account import estimate
 
     rows = report.expected(report.asked)
     reused = None if report.known is None or not report.heard else report.expected(report.known)
@@ -112,7 +112,7 @@ def _print(report: Report, estimated: list[tuple[str, str]]) -> None:
     from rich.text import Text
 
     from cli.tables import one_line, output, print_table
-    from earwitness.build.account_told import span
+    from earwitness.build.account import span
 
     heard = f"{report.heard:,}"
     if report.heard < report.sound:

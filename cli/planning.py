@@ -9,7 +9,7 @@ from cli.settings_file import note_ignored
 from cli.tables import output, print_table, reason_lines
 from earwitness.build.choose import choose_build
 from earwitness.build.prepare import resolve_model, resolve_settings
-from earwitness.manifest.reader import open_manifest
+from earwitness.manifest.read import open_manifest
 
 if TYPE_CHECKING:
     from earwitness.build.choose import Choice

@@ -72,7 +72,7 @@ def show(
 
 def _show_build(build: Build) -> None:
     from cli import tables
-    from earwitness.build.account_told import account_lines
+    from earwitness.build.account import account_lines
     from earwitness.build.layout import Counts
 
     facts = build.facts()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from cli.terminal import Terminal
-from earwitness.build.account_told import account_lines, span
+from earwitness.build.account import account_lines, span
 from earwitness.build.show import all_rows, question_of, read_planned
 from earwitness.escaping import counted, printable
 

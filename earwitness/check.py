@@ -8,13 +8,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from earwitness.build.batch import Batch, ClipState, RowState
-from earwitness.build.listening import decode_batch, validate_batch
 from earwitness.build.plan import linted_rows
 from earwitness.build.sources import outcomes_now
-from earwitness.build.stages import fetch_batch, key_rows, recall_rows
-from earwitness.manifest.fields import SchemaBuilder
+from earwitness.build.stages import decode_batch, fetch_batch, key_rows, recall_rows, validate_batch
 from earwitness.manifest.lint import Linter, lint_rules
-from earwitness.manifest.reader import open_manifest
+from earwitness.manifest.read import open_manifest
+from earwitness.manifest.schema import SchemaBuilder
 from earwitness.progress import Planning, tell
 from earwitness.runtime import ShardMemory, running
 

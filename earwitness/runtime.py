@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from earwitness.audio.fetch import ClipFetcher
-from earwitness.audio.workers import DecodePool
+from earwitness.audio.pool import DecodePool
 from earwitness.cpus import cpu_share
-from earwitness.engine.account import Booking, EngineTime
 from earwitness.engine.client import Engine
 from earwitness.engine.shared import shared_engine
+from earwitness.engine.usage import Booking, EngineTime
 from earwitness.errors import FatalError
 from earwitness.heap import bound_heap, settle_heap
 from earwitness.progress import Advanced, Closed, tell

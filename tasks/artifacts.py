@@ -22,8 +22,8 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_UI_URL
 
 from earwitness.addresses import without_secrets
-from earwitness.build.account_told import account_lines
-from earwitness.build.status import build_status
+from earwitness.build.account import account_lines
+from earwitness.build.show import build_status
 from earwitness.errors import EarwitnessError
 from earwitness.escaping import counted, markdown, markdown_code, markdown_lines, printable
 from earwitness.progress import Advanced, listen

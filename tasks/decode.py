@@ -9,8 +9,7 @@ from prefect import task
 
 from earwitness.build.batch import BatchRef, keys_digest, load_batch, save_batch
 from earwitness.build.layout import Build
-from earwitness.build.listening import decode_batch
-from earwitness.build.stages import recall_batch
+from earwitness.build.stages import decode_batch, recall_batch
 from earwitness.runtime import current
 from tasks.retrying import retrying
 from tasks.telling import plainly

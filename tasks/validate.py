@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import task
 
 from earwitness.build.batch import BatchRef, load_batch, save_batch
-from earwitness.build.listening import validate_batch
+from earwitness.build.stages import validate_batch
 from earwitness.runtime import current
 from tasks.retrying import retrying
 from tasks.telling import plainly

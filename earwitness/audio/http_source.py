@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from earwitness.audio.pace import Pace
 from earwitness.audio.sink import CHUNK_BYTES
-from earwitness.audio.source import Found, bad_uri, denied, missing, raise_ours, retried, shown
+from earwitness.audio.source import (
+    Found,
+    Pace,
+    bad_uri,
+    denied,
+    missing,
+    raise_ours,
+    retried,
+    shown,
+)
 from earwitness.audio.web import NotFollowedError, WebClient
 from earwitness.errors import BadRecordError, StorageUnavailableError
 from earwitness.patience import Patience

@@ -1,8 +1,9 @@
-"""What every kind of storage answers about clips, and what its errors mean."""
+"""What every kind of storage answers about clips, what its errors mean, and how slow it may be."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from earwitness.audio.sink import ClipSink
     from earwitness.errors import EarwitnessError
     from earwitness.patience import Patience
+
 
 T = TypeVar("T")
 
@@ -149,3 +151,22 @@ async def retried(
             tried.worked()
             return answer
         await asyncio.sleep(pause_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Bounds on one answer; the attempt as a whole is bounded besides.
+
+    Attributes:
+        answer_s: Until an answer's status and headers are there, for each redirect anew.
+        silence_s: Between two pieces of a body.
+        window_s: A body's speed is looked at after every so much waiting for it.
+        bytes_per_s: Slower over a window than this is no answer.
+        resume_bytes: A body that breaks off goes on where it stopped if at least this much came.
+    """
+
+    answer_s: float = 60.0
+    silence_s: float = 60.0
+    window_s: float = 30.0
+    bytes_per_s: float = 1000.0
+    resume_bytes: int = 65_536

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from yarl import URL
 
     from earwitness.access import AccessPolicy
-    from earwitness.audio.pace import Pace
+    from earwitness.audio.source import Pace
 
 MAX_REDIRECTS = 5
 _REDIRECTS = {301, 302, 303, 307, 308}

@@ -1,6 +1,6 @@
-"""A build's account: what its answers cost of its engines' time, what reuse saved, in money too.
+"""A build's account: engine time, reuse and money; in words, and as an estimate of the next build.
 
-What is measured, and what the words mean, is said in `earwitness.engine.account`. A shard's account
+What is measured, and what the words mean, is said in `earwitness.engine.usage`. A shard's account
 is in its receipt, a build's in `build.json`; data files and rejections hold nothing of it.
 
 A reused answer has saved the busy seconds that a generated one cost: an engine that is kept full
@@ -11,17 +11,97 @@ that a build which generated hardly anything can tell, each account names the on
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from earwitness.engine.account import EngineTime
+from earwitness.engine.usage import EngineTime
+from earwitness.escaping import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from earwitness.engine.account import Booking
+    from earwitness.engine.usage import Booking
     from earwitness.records import Json, Outcome
+
+
+_HOUR_S = 3600
+_MINUTE_S = 60
+_CENT = 0.01
+_WORTH_TELLING = 1.01
+
+
+def account_lines(account: Json | None) -> list[tuple[str, str]]:
+    """What there is to say of an account, as names and values; details are indented.
+
+    Args:
+        account: As `build.json` holds it; None: the build is older than accounts.
+    """
+    if not account:
+        return []
+    return [*_engine_lines(account), *_reuse_lines(account), *_cost_lines(account)]
+
+
+def _engine_lines(account: Json) -> list[tuple[str, str]]:
+    engine_s = account["engine_s"]
+    if not engine_s:
+        return []
+    least = "at least " if account["interrupted"] else ""
+    busy = account["busy_s"] / engine_s
+    lines = [
+        ("engine", f"{least}{span(engine_s)}, {busy:.0%} busy, {1 - busy:.0%} waiting for work")
+    ]
+    if account["start_s"]:
+        lines.append(("  started in", span(account["start_s"])))
+    if account["gpu_s"]:
+        lines.append(("  GPU hours", f"{account['gpu_s'] / _HOUR_S:,.2f}"))
+    lines.append(("  tokens per second", _tokens(account)))
+    heard = account["audio_hours_per_engine_hour"]
+    lines.append(("  hours of audio per engine hour", f"{heard:,.1f}"))
+    return lines
+
+
+def _tokens(account: Json) -> str:
+    asked, answered = account["prompt_tokens_per_s"], account["completion_tokens_per_s"]
+    words = f"{asked:,.0f} in prompts, {answered:,.0f} in answers"
+    ours = account["prompt_tokens"] + account["completion_tokens"]
+    theirs = account["engine_prompt_tokens"] + account["engine_completion_tokens"]
+    if theirs <= _WORTH_TELLING * ours:
+        return words
+    # others asked it, too, or what it answered was lost in a kill
+    return f"{words} (all requests to this engine: {theirs / account['engine_s']:,.0f})"
+
+
+def _reuse_lines(account: Json) -> list[tuple[str, str]]:
+    if not account["reused"] or account["saved_s"] is None:
+        return []
+    return [("saved by reuse", f"{span(account['saved_s'])} of engine time")]
+
+
+def _cost_lines(account: Json) -> list[tuple[str, str]]:
+    if account["cost"] is None:
+        return []
+    least = "at least " if account["interrupted"] and account["engine_s"] else ""
+    words = f"{least}{amount(account['cost'])} at {account['price_per_hour']:g} per hour"
+    if account["reused"] and account["saved_cost"] is not None:
+        words += f"; reuse saved {amount(account['saved_cost'])}"
+    return [("cost", words)]
+
+
+def span(seconds: float) -> str:
+    """A length of time, in the unit that fits."""
+    if seconds >= _HOUR_S:
+        return f"{seconds / _HOUR_S:,.2f} h"
+    if seconds >= _MINUTE_S:
+        return f"{seconds / _MINUTE_S:.1f} min"
+    return f"{seconds:.1f} s"
+
+
+def amount(money: float) -> str:
+    """An amount of money; what is less than a cent to two digits that say something."""
+    return f"{money:,.2f}" if money >= _CENT or not money else f"{money:.2g}"
+
 
 _ENOUGH_ANSWERS = 100
 """From so many answers on a build goes by its own account, however many an earlier one had."""
@@ -194,3 +274,88 @@ def money(seconds: float, price_per_hour: float | None) -> float | None:
 
 def _rate(amount: float, seconds: float) -> float | None:
     return round(amount / seconds, 3) if seconds else None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a build would take.
+
+    Attributes:
+        answers: Answers to be generated.
+        reused: Answers that are there already; None: nobody has looked, there may be some.
+        busy_s: Engine time if the engine is never kept waiting.
+        engine_s: Engine time if it is kept waiting as it was.
+        start_s: Time to start it, as it was.
+        price_per_hour: What an hour of it costs.
+        basis: Whose account says so.
+    """
+
+    answers: int
+    reused: int | None
+    busy_s: float
+    engine_s: float
+    start_s: float
+    price_per_hour: float | None
+    basis: Basis
+
+    def lines(self) -> list[tuple[str, str]]:
+        """It in words, as names and values."""
+        account = self.basis.account
+        reused = "reuse not known" if self.reused is None else f"{self.reused:,} reused"
+        told = _between(span(self.busy_s), span(self.engine_s))
+        least = "at most " if self.reused is None and self.answers else ""
+        if self.start_s and self.answers:
+            told += f", and {span(self.start_s)} to start the engine"
+        mean_s, tokens = account.audio_s / account.answers, self._tokens_an_answer()
+        each = f"each with {mean_s:.1f} s of audio and {tokens:,.0f} tokens on average"
+        return [
+            ("answers to generate", f"about {self.answers:,} ({reused})"),
+            ("engine time", f"{least}{told}"),
+            *([("cost", f"{least}{self._cost()}")] if self.price_per_hour is not None else []),
+            (
+                "  estimated from",
+                f"{self.basis.build}: {counted(account.answers, 'answer')}, {each}",
+            ),
+        ]
+
+    def _tokens_an_answer(self) -> float:
+        return self.basis.account.completion_tokens / self.basis.account.answers
+
+    def _cost(self) -> str:
+        costs = [
+            money(seconds + (self.start_s if self.answers else 0.0), self.price_per_hour) or 0.0
+            for seconds in (self.busy_s, self.engine_s)
+        ]
+        return f"{_between(*map(amount, costs))} at {self.price_per_hour:g} per hour"
+
+
+def estimate(
+    basis: Basis, rows: int, *, reused: int | None = None, price_per_hour: float | None = None
+) -> Estimate:
+    """Estimate what a build takes.
+
+    Args:
+        basis: What an answer costs.
+        rows: Rows that would be answered, reused ones included.
+        reused: Of them, those whose answer is there already; None: not known.
+        price_per_hour: What an hour of an engine costs. Default: what it cost then.
+
+    Returns:
+        From the engine time of a build whose engine never waits to that of one whose engine waits
+        as it did then.
+    """
+    answers = max(0, rows - (reused or 0))
+    account = basis.account
+    return Estimate(
+        answers,
+        reused,
+        busy_s=answers * busy_s_an_answer(account),
+        engine_s=answers * engine_s_an_answer(account),
+        start_s=account.start_s,
+        price_per_hour=basis.price_per_hour if price_per_hour is None else price_per_hour,
+        basis=basis,
+    )
+
+
+def _between(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"

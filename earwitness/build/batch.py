@@ -32,7 +32,7 @@ from earwitness.cache.tables import (
     sighting_table,
 )
 from earwitness.cache.writing import parquet_bytes
-from earwitness.engine.account import NOTHING_BOOKED, Booking
+from earwitness.engine.usage import NOTHING_BOOKED, Booking
 from earwitness.identity import KEY_VERSION
 from earwitness.records import (
     TRANSIENT_REASONS,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from earwitness.build.account_told import account_lines
+from earwitness.build.account import account_lines
 from earwitness.escaping import markdown, markdown_code
-from earwitness.manifest.fields import OutputFields
+from earwitness.manifest.schema import OutputFields
 from earwitness.settings import Format
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ from earwitness.cache.tables import (
     sighting_table,
     uri_key,
 )
-from earwitness.engine.account import NOTHING_BOOKED
+from earwitness.engine.usage import NOTHING_BOOKED
 from earwitness.errors import BuildDamagedError, LedgerError, ShardFailedError
 from earwitness.heap import trim_heap
 from earwitness.identity import cache_key
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
     from earwitness.build.layout import Build, StoredFile
-    from earwitness.engine.account import Booking
+    from earwitness.engine.usage import Booking
     from earwitness.records import Message, Outcome, PlannedRow, Rejection
 
 CHUNK_ROWS = 1024

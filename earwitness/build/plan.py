@@ -26,10 +26,10 @@ from earwitness.build.sources import choose_sources
 from earwitness.errors import BuildNotFoundError, ManifestError, SettingsError
 from earwitness.identity import question_digest
 from earwitness.manifest.clips import audio_root_hint
-from earwitness.manifest.fields import SchemaBuilder
 from earwitness.manifest.lint import Linter, lint_rules
 from earwitness.manifest.planned import plan_line
-from earwitness.manifest.reader import open_manifest
+from earwitness.manifest.read import open_manifest
+from earwitness.manifest.schema import SchemaBuilder
 from earwitness.progress import Planning, tell
 from earwitness.records import PlannedRow, Stage
 from earwitness.scratch import scratch_folder
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from earwitness.identity import ModelIdentity
-    from earwitness.manifest.source import ManifestSource
+    from earwitness.manifest.read import ManifestSource
     from earwitness.settings import BuildSettings
 
 LintedRow = tuple["PlannedRow", bytes, int]

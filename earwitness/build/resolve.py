@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from earwitness.audio.facts import are_current, judge
-from earwitness.audio.stat import stat_clips
+from earwitness.audio.fetch import stat_clips
 from earwitness.build.batch import (
     SEGMENT_GROUP_ROWS,
     Batch,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from earwitness.build.choose import build_ids, existing_build, new_id
 from earwitness.build.layout import Build
 from earwitness.build.plan import copy_plan
-from earwitness.build.status import PLANNED_OUT, build_status
+from earwitness.build.show import PLANNED_OUT, build_status
 from earwitness.errors import BuildNotFoundError, SettingsError
 from earwitness.records import Reason
 from earwitness.storage import Store

@@ -1,4 +1,4 @@
-"""Two of the four stages of a batch: fetch and generate; validate and decode are in `listening`.
+"""The four stages of a batch: fetch, validate, decode and generate.
 
 Each takes a batch in memory and decides what it can; loading, storing and retrying is the tasks'.
 """
@@ -9,9 +9,12 @@ import asyncio
 import os
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from earwitness.audio.facts import facts_version, faulty, with_earlier_sounds
 from earwitness.audio.fetch import unavailable
+from earwitness.audio.pool import SEVERAL_CLIPS
 from earwitness.audio.source import shown
 from earwitness.build.batch import Batch, Decided, Segment
 from earwitness.build.failures import check_missing, check_storage
@@ -20,19 +23,97 @@ from earwitness.cache.tables import outcome_from_row, still_right
 from earwitness.engine.client import AskRequest
 from earwitness.errors import StorageUnavailableError
 from earwitness.identity import cache_key, request_seed
-from earwitness.records import TRANSIENT_REASONS, Answer, Outcome, Reason, Stage
+from earwitness.records import (
+    TRANSIENT_REASONS,
+    Answer,
+    ClipFacts,
+    Outcome,
+    Reason,
+    Rejection,
+    Stage,
+)
 from earwitness.unexpected import rejection_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
 
     from earwitness.audio.fetch import FetchedClip
     from earwitness.build.batch import ClipState, RowState
     from earwitness.build.layout import Build
     from earwitness.cache import Lookup
-    from earwitness.records import Rejection
     from earwitness.runtime import Runtime, ShardMemory
+    from earwitness.settings import AudioSettings
+
+
+T = TypeVar("T")
+
+
+async def validate_batch(runtime: Runtime, batch: Batch, folder: Path) -> None:
+    """Check headers, lengths and rates of a batch's clips without decoding them.
+
+    Args:
+        runtime: Gives the worker processes and the policy.
+        batch: Clips that cannot be heard get a rejection. Clips whose facts are known were checked
+            before.
+        folder: Where the clips lie.
+    """
+    policy = runtime.settings.audio
+    clips = {sha: one for sha, one in batch.open_clips().items() if one[0].facts is None}
+    parts = [runtime.pool.probe_each([folder / sha for sha in part]) for part in _parts(clips)]
+    for states, found in zip(clips.values(), await _in_order(parts), strict=True):
+        if isinstance(found, Rejection):
+            _reject(states, found, policy)
+            continue
+        facts = ClipFacts(found.container, facts_version(found.container), found.duration_s)
+        for state in states:
+            state.learn(facts, policy)
+    batch.reject_rows(runtime.settings.max_tokens)
+
+
+async def decode_batch(runtime: Runtime, batch: Batch, clips: Path, audio: Path) -> None:
+    """Decode a batch's clips to mono at the model's rate.
+
+    Args:
+        runtime: Gives the worker processes and the policy.
+        batch: Clips get their sound or a rejection.
+        clips: Where the fetched clips lie.
+        audio: Where `<sha256>.wav` goes; exists.
+    """
+    policy = runtime.settings.audio
+    wanted = batch.open_clips()
+    parts = [
+        runtime.pool.decode_each([(clips / sha, audio / f"{sha}.wav") for sha in part], policy)
+        for part in _parts(wanted)
+    ]
+    for states, found in zip(wanted.values(), await _in_order(parts), strict=True):
+        if isinstance(found, Rejection):
+            _reject(states, found, policy)
+            continue
+        for state in states:
+            state.learn(with_earlier_sounds(found, state.facts), policy)
+    batch.reject_rows(runtime.settings.max_tokens)
+
+
+def _parts(clips: Iterable[str]) -> Iterator[list[str]]:
+    """Clips as they go to the workers: a few at once."""
+    names = iter(clips)
+    while part := list(islice(names, SEVERAL_CLIPS)):
+        yield part
+
+
+async def _in_order(parts: Sequence[Future[list[T]]]) -> list[T]:
+    found = await asyncio.gather(*map(asyncio.wrap_future, parts))
+    return list(chain.from_iterable(found))
+
+
+def _reject(states: Iterable[ClipState], rejection: Rejection, policy: AudioSettings) -> None:
+    for state in states:
+        if rejection.transient:
+            state.rejection = rejection
+        else:
+            state.learn(faulty(rejection), policy)
 
 
 async def fetch_batch(

@@ -12,7 +12,7 @@ from earwitness.build.layout import StoredFile
 from earwitness.cache.tables import HEARD_CLIPS, heard_clips
 from earwitness.cache.writing import TableWriter
 from earwitness.manifest.clips import ClipResolver
-from earwitness.manifest.fields import OutputFields
+from earwitness.manifest.schema import OutputFields
 from earwitness.records import Reason
 from earwitness.settings import Format
 from earwitness.strict_json import json_bytes

@@ -6,15 +6,14 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
-from earwitness.engine.accountant import Accountant, make_meter
 from earwitness.engine.address import EngineAddress, ServedModel
 from earwitness.engine.given import borrowed_address, given_addresses, in_flight, pick_model
-from earwitness.engine.given_keeper import AddressKeeper
+from earwitness.engine.keepers import AddressKeeper, ServerKeeper
 from earwitness.engine.lanes import Lane, Lanes
-from earwitness.engine.own_keeper import ServerKeeper
 from earwitness.engine.replies import parse_metrics
 from earwitness.engine.server import EngineServer
 from earwitness.engine.suspects import Case, Judge
+from earwitness.engine.usage import Accountant, make_meter
 from earwitness.engine.wire import AskRequest
 from earwitness.errors import EngineUnavailableError, ModelIdentityError, SettingsError
 from earwitness.records import Answer, Rejection

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from earwitness.engine.account import Meter
+from earwitness.engine.usage import Meter
 
 if TYPE_CHECKING:
     from earwitness.engine.address import EngineAddress

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from earwitness.engine.account import EngineTime
+from earwitness.engine.usage import EngineTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,13 +16,13 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from earwitness.engine.pulse import Pulse
+from earwitness.engine.health import Pulse
 from earwitness.engine.replies import Setback, Trouble, steady
 from earwitness.errors import EngineUnavailableError
 from earwitness.records import Reason, Rejection, Stage
 
 if TYPE_CHECKING:
-    from earwitness.engine.keeper import Keeper
+    from earwitness.engine.keepers import Keeper
     from earwitness.engine.lanes import Lane, Lanes
     from earwitness.engine.wire import Request
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from earwitness.access import SCHEMES, WEB, AccessPolicy
 from earwitness.addresses import join_uri, split_protocol, without_secrets
 from earwitness.errors import BadRecordError
-from earwitness.manifest.hints import missing_audio
-from earwitness.manifest.parse import json_kind
+from earwitness.manifest.parse import json_kind, missing_audio
 from earwitness.records import Reason, Rejection, Stage
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from earwitness.addresses import local_path, split_protocol
 from earwitness.errors import ManifestError
 from earwitness.manifest.columns import decoded_bytes, from_arrow_column
-from earwitness.manifest.source import ManifestSource, RawLine
+from earwitness.manifest.read import ManifestSource, RawLine
 from earwitness.records import Reason, Rejection, Stage
 
 if TYPE_CHECKING:

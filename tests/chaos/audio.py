@@ -11,7 +11,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from earwitness.audio.workers import DecodePool
+from earwitness.audio.pool import DecodePool
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason
 from earwitness.settings import AudioSettings, TooLong

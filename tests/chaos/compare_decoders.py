@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from earwitness.audio.workers import DecodePool
+from earwitness.audio.pool import DecodePool
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason
 from earwitness.settings import AudioSettings, Silence

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Self
 
-from earwitness.audio.worker import MEMORY_LIMIT_BYTES
+from earwitness.audio.pool import MEMORY_LIMIT_BYTES
 from earwitness.engine.guardian import descendants
 from tests.chaos.report import Held
 

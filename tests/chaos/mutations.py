@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from earwitness.audio.workers import DecodePool
+from earwitness.audio.pool import DecodePool
 from earwitness.records import Reason, Rejection
 from earwitness.settings import AudioSettings, Silence
 from tests.chaos.containers import whole_clips

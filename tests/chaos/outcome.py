@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from earwitness.audio.pool import DecodePool
     from earwitness.audio.probe import ProbedClip
-    from earwitness.audio.workers import DecodePool
     from earwitness.settings import AudioSettings
 
 

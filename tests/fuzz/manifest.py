@@ -7,10 +7,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from earwitness.errors import ManifestError, SettingsError
-from earwitness.manifest.fields import SchemaBuilder
 from earwitness.manifest.lint import Linter, LintRules
 from earwitness.manifest.planned import parse_plan_line, rejection_json
-from earwitness.manifest.source import RawLine
+from earwitness.manifest.read import RawLine
+from earwitness.manifest.schema import SchemaBuilder
 from earwitness.manifest.unpack import split_lines, unpacked
 from earwitness.strict_json import json_bytes
 

@@ -10,7 +10,7 @@ import pytest
 from workbench import RCLONE, S3Server, StandIn, WebServer, free_port, wait_for
 
 from earwitness import storage_calls
-from earwitness.audio.workers import DecodePool
+from earwitness.audio.pool import DecodePool
 from earwitness.engine.guardian import start_guarded
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from aiohttp import web
 from workbench import Published, WebServer, clip_bytes, record, tone, write_clip, write_manifest
 
 from earwitness.access import AccessPolicy, make_policy
-from earwitness.audio.fetch import ClipFetcher
-from earwitness.audio.stat import stat_clips
+from earwitness.audio.fetch import ClipFetcher, stat_clips
 from earwitness.build.prepare import resolve_settings
 from earwitness.check import Report, check_clips, lint_manifest
 from earwitness.errors import BadRecordError

@@ -9,11 +9,10 @@ import pytest
 from workbench import RCLONE, record, write_manifest
 
 from earwitness.access import AccessPolicy
-from earwitness.audio.fetch import ClipFetcher
-from earwitness.audio.stat import stat_clips
+from earwitness.audio.fetch import ClipFetcher, stat_clips
 from earwitness.build.prepare import resolve_settings
 from earwitness.manifest.lint import Linter, lint_rules
-from earwitness.manifest.reader import open_manifest
+from earwitness.manifest.read import open_manifest
 from earwitness.records import Stamp
 from earwitness.settings import BuildSettings, InputSettings
 

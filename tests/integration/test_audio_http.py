@@ -13,9 +13,8 @@ import pytest
 from aiohttp import web
 
 from earwitness.access import AccessPolicy
-from earwitness.audio.fetch import ClipFetcher, unavailable
-from earwitness.audio.pace import Pace
-from earwitness.audio.stat import stat_clips
+from earwitness.audio.fetch import ClipFetcher, stat_clips, unavailable
+from earwitness.audio.source import Pace
 from earwitness.errors import BadRecordError, StorageUnavailableError
 from earwitness.records import Reason, Rejection
 

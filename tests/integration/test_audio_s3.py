@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from earwitness.audio.fetch import ClipFetcher
-from earwitness.audio.sources import ClipSources
-from earwitness.audio.stat import stat_clips
+from earwitness.audio.fetch import ClipFetcher, ClipSources, stat_clips
 from earwitness.errors import BadRecordError, CredentialsError, StorageUnavailableError
 from earwitness.records import Reason, Rejection, Stamp
 

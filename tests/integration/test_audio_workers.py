@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from earwitness.audio.pool import DecodePool
 from earwitness.audio.probe import ProbedClip
-from earwitness.audio.workers import DecodePool
 from earwitness.engine.guardian import descendants
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason, Rejection, Stage
@@ -154,7 +154,7 @@ def test_closing_stops_work_at_once_and_leaves_no_process(clip):
 
 OWNER = """
 import time
-from earwitness.audio.workers import DecodePool
+from earwitness.audio.pool import DecodePool
 pool = DecodePool(2)
 for _ in range(2):
     pool.submit(time.sleep, 300)

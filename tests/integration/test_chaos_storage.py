@@ -17,17 +17,15 @@ from workbench import record, write_manifest
 
 from earwitness import storage_calls
 from earwitness.access import AccessPolicy
-from earwitness.audio.fetch import ClipFetcher
+from earwitness.audio.fetch import ClipFetcher, ClipSources, stat_clips
 from earwitness.audio.sink import ClipSink
-from earwitness.audio.sources import ClipSources
-from earwitness.audio.stat import stat_clips
 from earwitness.build.batch import Decided, write_resolved, write_segment
+from earwitness.build.gc import look_at
 from earwitness.build.layout import Build
 from earwitness.build.persist import persist_shard
 from earwitness.build.plan import plan_build
 from earwitness.build.prepare import resolve_settings
 from earwitness.build.publish import publish_build
-from earwitness.build.retention import look_at
 from earwitness.errors import (
     BadRecordError,
     CredentialsError,
@@ -36,7 +34,7 @@ from earwitness.errors import (
     TransientError,
 )
 from earwitness.identity import ModelIdentity
-from earwitness.manifest.reader import open_manifest
+from earwitness.manifest.read import open_manifest
 from earwitness.records import Answer, HeardClip, Outcome, Reason, Stamp
 from earwitness.settings import BuildSettings, LayoutSettings
 from earwitness.storage import Store

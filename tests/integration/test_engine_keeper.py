@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from earwitness.engine.guardian import descendants
+from earwitness.engine.keepers import ServerKeeper
 from earwitness.engine.lanes import Lane, Lanes
-from earwitness.engine.own_keeper import ServerKeeper
 from earwitness.engine.server import EngineServer
 from earwitness.errors import EngineStartError
 from earwitness.settings import EngineSettings

@@ -18,7 +18,7 @@ import pytest
 from earwitness.engine.address import EngineAddress
 from earwitness.engine.client import AskRequest, Engine
 from earwitness.engine.guardian import start_guarded
-from earwitness.engine.own_keeper import ServerKeeper
+from earwitness.engine.keepers import ServerKeeper
 from earwitness.errors import (
     CredentialsError,
     EngineStartError,

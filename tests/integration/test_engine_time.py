@@ -22,7 +22,7 @@ from workbench import Published, record, tone, write_clip, write_manifest
 
 from deployments.engine_host import EngineHost
 from earwitness.build.layout import Build
-from earwitness.engine.account import EngineTime
+from earwitness.engine.usage import EngineTime
 from earwitness.runtime import running
 from earwitness.settings import BuildSettings, EngineSettings, LayoutSettings
 from tests.support.standin import StandIn, parse_options

@@ -11,8 +11,7 @@ from huggingface_hub import HfFileSystem
 from workbench import WebServer, clip_bytes, free_port, record, tone, write_clip, write_manifest
 
 from earwitness import storage_calls
-from earwitness.audio.fetch import ClipFetcher, unavailable
-from earwitness.audio.stat import stat_clips
+from earwitness.audio.fetch import ClipFetcher, stat_clips, unavailable
 from earwitness.build.prepare import resolve_settings
 from earwitness.check import check_clips, lint_manifest
 from earwitness.errors import BadRecordError, CredentialsError, StorageUnavailableError

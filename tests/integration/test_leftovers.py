@@ -29,7 +29,7 @@ STARTED = "started"
 
 DECODERS = """
 import sys, time
-from earwitness.audio.workers import DecodePool
+from earwitness.audio.pool import DecodePool
 pool = DecodePool(1)
 pool.submit(max, 1, 2).result()
 print("started", flush=True)

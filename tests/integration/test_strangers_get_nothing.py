@@ -10,7 +10,7 @@ from workbench import WebServer
 
 from earwitness.access import AccessPolicy
 from earwitness.audio.fetch import ClipFetcher
-from earwitness.manifest.reader import open_manifest
+from earwitness.manifest.read import open_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

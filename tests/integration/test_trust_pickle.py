@@ -19,8 +19,8 @@ from earwitness.build.persist import persist_shard
 from earwitness.build.publish import publish_build
 from earwitness.cache import StoredTable
 from earwitness.identity import folder_digest
-from earwitness.manifest.fields import OutputFields
-from earwitness.manifest.reader import open_manifest
+from earwitness.manifest.read import open_manifest
+from earwitness.manifest.schema import OutputFields
 from earwitness.settings import EngineSettings
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from fsspec.registry import _registry, known_implementations
 from workbench import Published, clip_bytes, record, tone, write_clip, write_manifest
 
 from earwitness import storage_calls
-from earwitness.audio.workers import DecodePool
+from earwitness.audio.pool import DecodePool
 from earwitness.build.batch import Batch, RowState
 from earwitness.build.layout import Build
 from earwitness.build.prepare import resolve_settings
@@ -196,7 +196,7 @@ def test_an_odd_error_in_a_decoder_ends_that_clip(caplog: pytest.LogCaptureFixtu
     assert isinstance(found[1], Rejection)
     assert found[1].reason is Reason.INTERNAL_ERROR
     assert isinstance(odd[1], Rejection)
-    assert "audio/worker.py" in caplog.text, "the worker's own trace"
+    assert "audio/pool.py" in caplog.text, "the worker's own trace"
 
 
 class OddEngine:

@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 
 from cli.options import options_of, with_options
 from earwitness.access import AccessPolicy, literal_address, make_policy
-from earwitness.audio.fetch import ClipFetcher
-from earwitness.audio.stat import stat_clips
+from earwitness.audio.fetch import ClipFetcher, stat_clips
 from earwitness.audio.web import JudgingResolver, NotFollowedError
 from earwitness.build.batch import Batch, ClipState
 from earwitness.build.prepare import resolve_settings

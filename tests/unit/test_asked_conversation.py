@@ -12,7 +12,7 @@ from test_build_publish import published
 
 from earwitness.build.resolve import read_shard
 from earwitness.manifest.lint import Linter, lint_rules
-from earwitness.manifest.source import RawLine
+from earwitness.manifest.read import RawLine
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from earwitness.access import SCHEMES, AccessPolicy
-from earwitness.audio.fetch import ClipFetcher, unavailable
+from earwitness.audio.fetch import ClipFetcher, stat_clips, unavailable
 from earwitness.audio.source import retried, shown
-from earwitness.audio.stat import stat_clips
 from earwitness.errors import BadRecordError, DiskError, StorageUnavailableError
 from earwitness.patience import Patience
 from earwitness.records import Reason, Rejection, Stage

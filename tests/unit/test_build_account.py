@@ -15,20 +15,22 @@ from earwitness.build.account import (
     Account,
     Basis,
     account_facts,
+    account_lines,
+    amount,
     basis_of,
     booked,
     choose_basis,
+    estimate,
+    span,
 )
-from earwitness.build.account_told import account_lines, amount, span
 from earwitness.build.batch import Decided, Segment, write_resolved, write_segment
 from earwitness.build.card import dataset_card
-from earwitness.build.estimate import estimate
 from earwitness.build.layout import Build, Counts, Gates, Receipt, work_path
 from earwitness.build.persist import persist_shard
 from earwitness.build.publish import known_basis, publish_build
 from earwitness.build.retry import build_to_retry
 from earwitness.check import Report
-from earwitness.engine.account import Booking, EngineTime
+from earwitness.engine.usage import Booking, EngineTime
 from earwitness.errors import BuildNotFoundError
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from earwitness.build.batch import Batch, Decided, RowState, Segment, write_reso
 from earwitness.build.layout import Counts, work_path
 from earwitness.build.persist import persist_shard
 from earwitness.build.retry import build_to_retry
+from earwitness.build.show import build_status
 from earwitness.build.stages import recall_duplicates, recall_rows
-from earwitness.build.status import build_status
 from earwitness.records import Reason, Rejection, Stage
 from earwitness.runtime import ShardMemory
 

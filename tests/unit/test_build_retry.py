@@ -11,9 +11,8 @@ from earwitness.build.choose import choose_build, existing_build
 from earwitness.build.persist import persist_shard
 from earwitness.build.publish import publish_build
 from earwitness.build.retry import build_to_retry, unpublished_build
-from earwitness.build.show import finished_rows
+from earwitness.build.show import build_status, finished_rows
 from earwitness.build.sources import outcomes_of
-from earwitness.build.status import build_status
 from earwitness.errors import BuildNotFoundError, SettingsError
 
 if TYPE_CHECKING:

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earwitness.engine.account import Booking, EngineTime, Meter
-from earwitness.engine.accountant import Accountant, gpus_of
 from earwitness.engine.lanes import Lane, Lanes
 from earwitness.engine.sharing import Shares
+from earwitness.engine.usage import Accountant, Booking, EngineTime, Meter, gpus_of
 from earwitness.errors import EngineUnavailableError, SettingsError
 from earwitness.progress import EngineLoad, listen
 from earwitness.settings import EngineSettings

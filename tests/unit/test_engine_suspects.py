@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from earwitness.engine.health import Pulse
 from earwitness.engine.lanes import Lane, Lanes
-from earwitness.engine.pulse import Pulse
 from earwitness.engine.replies import Setback, Trouble
 from earwitness.engine.suspects import Case, Judge
 from earwitness.errors import EngineUnavailableError

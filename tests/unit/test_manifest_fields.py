@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from earwitness.errors import BuildDamagedError, ManifestError
-from earwitness.manifest.fields import OutputFields, SchemaBuilder
-from earwitness.manifest.reader import open_manifest
+from earwitness.manifest.read import open_manifest
+from earwitness.manifest.schema import OutputFields, SchemaBuilder
 from earwitness.records import Reason
 
 if TYPE_CHECKING:

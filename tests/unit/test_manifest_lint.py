@@ -14,7 +14,7 @@ from earwitness.errors import BuildDamagedError, SettingsError
 from earwitness.manifest.clips import ClipResolver, audio_root_hint
 from earwitness.manifest.lint import Linter, LintRules, lint_line, lint_rules
 from earwitness.manifest.planned import parse_asked, parse_clips, parse_plan_line, plan_line
-from earwitness.manifest.source import RawLine
+from earwitness.manifest.read import RawLine
 from earwitness.records import PlannedRow, Reason, Rejection, Stage
 from earwitness.settings import BuildSettings
 

@@ -13,7 +13,7 @@ from earwitness.check import lint_manifest
 from earwitness.errors import SettingsError
 from earwitness.manifest.lint import Linter, lint_rules
 from earwitness.manifest.planned import parse_plan_line
-from earwitness.manifest.source import RawLine
+from earwitness.manifest.read import RawLine
 from earwitness.settings import BuildSettings
 
 if TYPE_CHECKING:

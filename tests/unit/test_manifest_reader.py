@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from earwitness.errors import ManifestError
-from earwitness.manifest.reader import open_manifest
+from earwitness.manifest.read import open_manifest
 from earwitness.manifest.unpack import split_lines, unpacked
 from earwitness.records import Reason
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from earwitness.manifest.source import RawLine
+    from earwitness.manifest.read import RawLine
 
 LIMIT = 2**20
 TWO = b'{"id": 1}\n{"id": 2}\n'

@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earwitness.manifest.fields import SchemaBuilder
 from earwitness.manifest.lint import Linter, LintRules
 from earwitness.manifest.parse import parse_record
 from earwitness.manifest.planned import plan_line
-from earwitness.manifest.shape import MAX_CELLS, Shapes
+from earwitness.manifest.read import RawLine
+from earwitness.manifest.schema import MAX_CELLS, SchemaBuilder, Shapes
 from earwitness.manifest.signature import Signatures
-from earwitness.manifest.source import RawLine
 
 RULES = LintRules(audio_root="/data/set", system_prompt="Listen.", question="What is it?")
 

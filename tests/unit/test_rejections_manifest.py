@@ -14,7 +14,7 @@ from test_build_publish import published
 import earwitness
 from earwitness.build.resolve import read_shard
 from earwitness.manifest.lint import Linter, lint_rules
-from earwitness.manifest.source import RawLine
+from earwitness.manifest.read import RawLine
 from earwitness.settings import BuildSettings
 
 if TYPE_CHECKING:

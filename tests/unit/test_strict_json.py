@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from test_build_publish import published
 
-from earwitness.manifest.fields import SchemaBuilder
 from earwitness.manifest.planned import parse_asked, parse_clips, parse_plan_line, plan_line
+from earwitness.manifest.schema import SchemaBuilder
 from earwitness.records import PlannedRow
 from earwitness.settings import BuildSettings
 from earwitness.strict_json import json_bytes

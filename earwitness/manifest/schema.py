@@ -1,25 +1,236 @@
-"""One schema a build: what type each of the manifest's fields has in the data files."""
+"""One schema a build: what type each of the manifest's fields has in the data files.
+
+Objects become structs, and a struct has room for every key at every place: a line of a hundred
+kilobytes, each object in its list with a key of its own, would take gigabytes.
+"""
 
 from __future__ import annotations
 
 import base64
+import json
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from earwitness.errors import BuildDamagedError, ManifestError, SettingsError
-from earwitness.manifest.asked import Asked, asked_turns, type_with
-from earwitness.manifest.conversation import asks_nothing
+from earwitness.manifest.conversation import Asked, asked_turns, asks_nothing, type_with
 from earwitness.manifest.parse import MAX_FIELDS
-from earwitness.manifest.shape import Shapes
+from earwitness.manifest.signature import EXACT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pyarrow as pa
-
     from earwitness.manifest.signature import Signature
     from earwitness.records import Json
+
+    Nested = list[Any] | Json
+
+
+MAX_KEYS = 200
+"""An object with more keys than this is a map, not a struct."""
+MAX_CELLS = 2**24
+"""More cells than this in a buffer of records are no table."""
+
+
+class Shapes:
+    """The shapes of all fields over a stream of records."""
+
+    def __init__(self) -> None:
+        self._shapes: dict[str, _Shape] = {}
+        self._misfits: set[str] = set()
+
+    def misfits(self, records: Sequence[tuple[Json, int]]) -> set[str]:
+        """Take the next records into account.
+
+        Args:
+            records: The next buffer of them, each with how many there are of its signature.
+
+        Returns:
+            Fields that no column has room for, of these records and of all before.
+        """
+        for record, times in records:
+            for name, value in record.items():
+                if (type(value) is list or type(value) is dict) and name not in self._misfits:
+                    self._take(name, value, times)
+        rows = sum(times for _, times in records)
+        for name in list(self._shapes):
+            if self._shapes[name].cells(rows) > MAX_CELLS:
+                self._drop(name)
+        return self._misfits
+
+    def _take(self, name: str, value: Nested, times: int) -> None:
+        shape = self._shapes.get(name)
+        if shape is None:
+            shape = self._shapes[name] = _Shape()
+        try:
+            shape.take(value, times)
+        except ValueError:
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        self._misfits.add(name)
+        del self._shapes[name]
+
+
+class _Shape:
+    """The shape of nested values in one place."""
+
+    __slots__ = ("_fields", "_item", "_items", "_most")
+
+    def __init__(self) -> None:
+        # by key what objects here hold, None for plain values; and what lists here hold
+        self._fields: dict[str, _Shape | None] = {}
+        self._item: _Shape | None = None
+        # length of the lists here together, in this buffer and at most in one so far
+        self._items = 0
+        self._most = 0
+
+    def take(self, value: Nested, times: int) -> None:
+        """Take an object or a list into account; raises `ValueError` when it is a map."""
+        if type(value) is dict:
+            self._take_object(value, times)
+        else:
+            self._items += len(value) * times
+            for inner in value:
+                if type(inner) is dict or type(inner) is list:
+                    if self._item is None:
+                        self._item = _Shape()
+                    self._item.take(inner, times)
+
+    def _take_object(self, value: Json, times: int) -> None:
+        fields = self._fields
+        for key, inner in value.items():
+            if type(inner) is dict or type(inner) is list:
+                child = fields.get(key)
+                if child is None:
+                    child = fields[key] = _Shape()
+                child.take(inner, times)
+            elif key not in fields:
+                fields[key] = None
+        if len(fields) > MAX_KEYS:
+            raise ValueError("a map")
+
+    def cells(self, length: int) -> int:
+        """Cells of a column of this length; lists count with the most they held so far."""
+        cells = 0
+        for child in self._fields.values():
+            cells += length if child is None else length + child.cells(length)
+        self._most, self._items = max(self._most, self._items), 0
+        if self._most:
+            cells += self._most if self._item is None else self._item.cells(self._most)
+        return cells
+
+
+def leaves(kind: pa.DataType, path: str = "") -> list[tuple[str, pa.DataType]]:
+    """The leaf types inside a type, with their paths by field names."""
+    if pa.types.is_struct(kind):
+        inner = [kind.field(index) for index in range(kind.num_fields)]
+        return [
+            leaf
+            for field in inner
+            for leaf in leaves(field.type, f"{path}.{json.dumps(field.name)}")
+        ]
+    if pa.types.is_list(kind):
+        return leaves(kind.value_type, f"{path}[]")
+    return [(path, kind)]
+
+
+def large_integers(column: Any, path: str = "") -> list[str]:
+    """Paths, as `leaves` gives them, of integers that a double cannot hold."""
+    if isinstance(column, pa.ChunkedArray):
+        return [found for chunk in column.chunks for found in large_integers(chunk, path)]
+    kind = column.type
+    if pa.types.is_struct(kind):
+        return [
+            found
+            for index in range(kind.num_fields)
+            for found in large_integers(
+                column.field(index), f"{path}.{json.dumps(kind.field(index).name)}"
+            )
+        ]
+    if pa.types.is_list(kind):
+        return large_integers(column.values, f"{path}[]")
+    if pa.types.is_int64(kind) and len(column) > column.null_count:
+        ends = pc.min_max(column)
+        if ends["min"].as_py() < -EXACT or ends["max"].as_py() > EXACT:
+            return [path]
+    return []
+
+
+def holds_doubles(kind: pa.DataType) -> bool:
+    """True when there is a double anywhere inside."""
+    return any(pa.types.is_float64(leaf) for _, leaf in leaves(kind))
+
+
+def hides_booleans(values: list[Any], kind: Any) -> bool:
+    """True when a boolean became a double: pyarrow takes `[0.5, True]` for `[0.5, 1.0]`.
+
+    Args:
+        values: JSON values.
+        kind: The type pyarrow found for them.
+
+    Returns:
+        Whether a boolean stands where the type has a double.
+    """
+    if pa.types.is_float64(kind):
+        return bool in set(map(type, values))
+    there = [value for value in values if value is not None]
+    if pa.types.is_list(kind):
+        return hides_booleans([item for value in there for item in value], kind.value_type)
+    if pa.types.is_struct(kind):
+        inner = [kind.field(index) for index in range(kind.num_fields)]
+        return any(
+            hides_booleans([value.get(field.name) for value in there], field.type)
+            for field in inner
+            if holds_doubles(field.type)
+        )
+    return False
+
+
+def looks_like_map(kind: pa.DataType) -> bool:
+    """True when an object anywhere inside has so many keys that they are data."""
+    return any(
+        pa.types.is_struct(inner) and inner.num_fields > MAX_KEYS for inner in _all_types(kind)
+    )
+
+
+def is_storable(kind: pa.DataType) -> bool:
+    """False for what Parquet cannot hold: a struct without fields, anywhere inside."""
+    return not any(
+        pa.types.is_struct(inner) and inner.num_fields == 0 for inner in _all_types(kind)
+    )
+
+
+def common_type(one: Any, other: Any) -> Any:
+    """The type that holds the values of two; raises what pyarrow raises where there is none."""
+    pair = [pa.schema([("", one)]), pa.schema([("", other)])]
+    return pa.unify_schemas(pair, promote_options="permissive").field(0).type
+
+
+def without_nulls(kind: pa.DataType) -> pa.DataType:
+    """The type with string in place of "only nulls were seen"."""
+    if pa.types.is_null(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(without_nulls(kind.value_type))
+    if pa.types.is_struct(kind):
+        inner = [kind.field(index) for index in range(kind.num_fields)]
+        return pa.struct([pa.field(field.name, without_nulls(field.type)) for field in inner])
+    return kind
+
+
+def _all_types(kind: pa.DataType) -> list[pa.DataType]:
+    found = [kind]
+    if pa.types.is_struct(kind):
+        for index in range(kind.num_fields):
+            found += _all_types(kind.field(index).type)
+    elif pa.types.is_list(kind):
+        found += _all_types(kind.value_type)
+    return found
+
 
 BUFFER_ROWS = 250
 """Few, so that a buffered record is still in the processor's cache when it is looked at again."""
@@ -251,8 +462,6 @@ class SchemaBuilder:
     def _found_fields(self) -> OutputFields:
         import pyarrow as pa
 
-        from earwitness.manifest.arrow_types import is_storable, leaves, without_nulls
-
         if self._own is not None:
             return _parquet_fields(self._own)
         self._flush()
@@ -310,14 +519,6 @@ class SchemaBuilder:
     def _widen(self, name: str, records: list[Json], column: Any) -> None:
         """Take a field's values into its type; raises one of `_MISFITS` when there is none."""
         import pyarrow as pa
-
-        from earwitness.manifest.arrow_types import (
-            common_type,
-            hides_booleans,
-            holds_doubles,
-            large_integers,
-            looks_like_map,
-        )
 
         if column is None:
             column = pa.array([record.get(name) for record in records])

@@ -32,14 +32,14 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.table import Row, print_rows
-from earwitness.build.batch import Decided, RowState, write_resolved
-from earwitness.build.layout import Build
-from earwitness.build.persist import persist_shard
-from earwitness.build.plan import plan_build
-from earwitness.build.prepare import resolve_settings
-from earwitness.build.publish import publish_build
-from earwitness.build.resolve import read_shard
-from earwitness.build.stages import recall_rows
+from earwitness.builds.batch import Decided, RowState, write_resolved
+from earwitness.builds.layout import Build
+from earwitness.builds.persist import persist_shard
+from earwitness.builds.plan import plan_build
+from earwitness.builds.prepare import resolve_settings
+from earwitness.builds.publish import publish_build
+from earwitness.builds.resolve import read_shard
+from earwitness.builds.stages import recall_rows
 from earwitness.cache import Lookup, StoredTable
 from earwitness.cache.keys import write_keys
 from earwitness.cache.tables import OUTCOME_SCHEMA

@@ -28,9 +28,9 @@ from datetime import UTC, datetime
 from earwitness.heap import bound_heap
 bound_heap()
 import pyarrow, pyarrow.compute, earwitness.manifest.columns, earwitness.manifest.schema
-from earwitness.build.layout import Build
-from earwitness.build.plan import plan_build
-from earwitness.build.prepare import resolve_settings
+from earwitness.builds.layout import Build
+from earwitness.builds.plan import plan_build
+from earwitness.builds.prepare import resolve_settings
 from earwitness.identity import ModelIdentity
 from earwitness.settings import BuildSettings
 """

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from prefect import flow, task
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from earwitness.build.batch import BatchRef
-from earwitness.build.layout import Counts, Receipt
+from earwitness.builds.batch import BatchRef
+from earwitness.builds.layout import Counts, Receipt
 from tasks.artifacts import post, update
 from tasks.results import private_results
 from tasks.retrying import retrying

@@ -12,8 +12,8 @@ from cli.options import all_options, options_of, with_options
 from cli.settings_file import make_settings
 
 if TYPE_CHECKING:
-    from earwitness.build.account import Basis
-    from earwitness.build.layout import Build
+    from earwitness.builds.account import Basis
+    from earwitness.builds.layout import Build
     from earwitness.check import Report
 
 NOWHERE = "."
@@ -62,7 +62,7 @@ def check(
     settings = make_settings(given, config, {"output": NOWHERE})
     from cli import tables
     from cli.live import View
-    from earwitness.build.prepare import resolve_settings
+    from earwitness.builds.prepare import resolve_settings
     from earwitness.check import check_clips, lint_manifest, sampled
 
     named = settings.output != NOWHERE
@@ -83,8 +83,8 @@ def check(
 
 def _earlier(output: str) -> tuple[Build | None, Basis | None]:
     """The newest published build, and what it knows of an answer's cost."""
-    from earwitness.build.layout import Build
-    from earwitness.build.publish import known_basis, latest_build
+    from earwitness.builds.layout import Build
+    from earwitness.builds.publish import known_basis, latest_build
 
     name = latest_build(output)
     found = Build(output, name)
@@ -101,7 +101,7 @@ def _estimate(
         else:
             why = "give OUTPUT as second argument to estimate it from earlier builds"
         return [("engine time", f"not known: {why}")]
-    from earwitness.build.account import estimate
+    from earwitness.builds.account import estimate
 
     rows = report.expected(report.asked)
     reused = None if report.known is None or not report.heard else report.expected(report.known)
@@ -112,7 +112,7 @@ def _print(report: Report, estimated: list[tuple[str, str]]) -> None:
     from rich.text import Text
 
     from cli.tables import one_line, output, print_table
-    from earwitness.build.account import span
+    from earwitness.builds.account import span
 
     heard = f"{report.heard:,}"
     if report.heard < report.sound:

@@ -11,7 +11,7 @@ from cli.help import Command
 from cli.status import Where  # noqa: TC001 - typer reads the annotation
 
 if TYPE_CHECKING:
-    from earwitness.build.gc import Garbage
+    from earwitness.builds.gc import Garbage
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -54,7 +54,7 @@ def gc(
     """
     from cli.live import View
     from cli.tables import output as console
-    from earwitness.build.gc import find_garbage, remove_garbage
+    from earwitness.builds.gc import find_garbage, remove_garbage
 
     with View() as view:
         view.busy("looking at the builds")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from cli.run import run_build
 from cli.settings_file import note_ignored
 from cli.tables import output, print_table, reason_lines
-from earwitness.build.choose import choose_build
-from earwitness.build.prepare import resolve_model, resolve_settings
+from earwitness.builds.choose import choose_build
+from earwitness.builds.prepare import resolve_model, resolve_settings
 from earwitness.manifest.read import open_manifest
 
 if TYPE_CHECKING:
-    from earwitness.build.choose import Choice
+    from earwitness.builds.choose import Choice
     from earwitness.settings import BuildSettings
 
 

@@ -62,8 +62,8 @@ def retry(
     """
     given = collect(ctx, given, None, None)
     from cli.run import run_build
-    from earwitness.build.retry import build_to_retry, source_to_retry
-    from earwitness.build.stored import continued_engine
+    from earwitness.builds.retry import build_to_retry, source_to_retry
+    from earwitness.builds.stored import continued_engine
 
     source = source_to_retry(output, build, with_reason=bool(reason))
     engine = continued_engine(source.plan.settings.engine, given.get("engine", {}))

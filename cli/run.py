@@ -15,13 +15,13 @@ from cli.main import DEBUG_VARIABLE, INTERRUPTED
 from cli.stopping import StoppedError, stoppable
 from cli.tables import output, print_rows, print_summary
 from deployments.temporary_server import prefect_api, quiet_prefect
-from earwitness.build.layout import Counts
-from earwitness.build.lease import lease
+from earwitness.builds.layout import Counts
+from earwitness.builds.lease import lease
 from earwitness.errors import EarwitnessError
 from earwitness.heap import bound_heap
 
 if TYPE_CHECKING:
-    from earwitness.build.layout import Build
+    from earwitness.builds.layout import Build
     from earwitness.settings import BuildSettings
 
 PRINTED_ROWS = 50

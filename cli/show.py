@@ -14,8 +14,8 @@ from earwitness.escaping import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from earwitness.build.layout import Build
-    from earwitness.build.show import RowResult
+    from earwitness.builds.layout import Build
+    from earwitness.builds.show import RowResult
     from earwitness.records import Json, Message, PlannedRow
 
 _MARGIN = 11
@@ -51,8 +51,8 @@ def show(
     Without ROW, show the build: its counts, its engine time and its cost.
     """
     from cli import tables
-    from earwitness.build.choose import existing_build
-    from earwitness.build.show import show_row
+    from earwitness.builds.choose import existing_build
+    from earwitness.builds.show import show_row
 
     found = existing_build(output, build, published=True)
     if row is None:
@@ -72,8 +72,8 @@ def show(
 
 def _show_build(build: Build) -> None:
     from cli import tables
-    from earwitness.build.account import account_lines
-    from earwitness.build.layout import Counts
+    from earwitness.builds.account import account_lines
+    from earwitness.builds.layout import Counts
 
     facts = build.facts()
     tables.output().print(build.id, style="bold", soft_wrap=True)

@@ -10,7 +10,7 @@ from cli.help import Command
 from earwitness.escaping import listed
 
 if TYPE_CHECKING:
-    from earwitness.build.show import Status
+    from earwitness.builds.show import Status
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -31,9 +31,9 @@ BuildId = Annotated[
 def status(output: Where, *, build: BuildId = None) -> None:
     """Show how far a build of OUTPUT is: rows, unfinished shards, most frequent rejections."""
     from cli.tables import print_table, reason_lines
-    from earwitness.build.account import span
-    from earwitness.build.choose import existing_build
-    from earwitness.build.show import build_status
+    from earwitness.builds.account import span
+    from earwitness.builds.choose import existing_build
+    from earwitness.builds.show import build_status
 
     found = existing_build(output, build)
     now = build_status(found)

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from cli.terminal import Terminal
-from earwitness.build.account import account_lines, span
-from earwitness.build.show import all_rows, question_of, read_planned
+from earwitness.builds.account import account_lines, span
+from earwitness.builds.show import all_rows, question_of, read_planned
 from earwitness.escaping import counted, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from earwitness.build.layout import Build, Counts
-    from earwitness.build.show import RowResult
+    from earwitness.builds.layout import Build, Counts
+    from earwitness.builds.show import RowResult
     from earwitness.progress import Closed
     from earwitness.records import PlannedRow
 

@@ -37,7 +37,7 @@ def load(output: str, build: str | None = None) -> pd.DataFrame:
     Raises:
         BuildNotFoundError: Nothing is published there.
     """
-    from earwitness.build.load import load_answers
+    from earwitness.builds.load import load_answers
 
     return load_answers(output, build)
 
@@ -56,6 +56,6 @@ def load_rejected(output: str, build: str | None = None) -> pd.DataFrame:
     Raises:
         BuildNotFoundError: Nothing is published there.
     """
-    from earwitness.build.load import load_rejections
+    from earwitness.builds.load import load_rejections
 
     return load_rejections(output, build)

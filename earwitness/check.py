@@ -7,10 +7,16 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
-from earwitness.build.batch import Batch, ClipState, RowState
-from earwitness.build.plan import linted_rows
-from earwitness.build.sources import outcomes_now
-from earwitness.build.stages import decode_batch, fetch_batch, key_rows, recall_rows, validate_batch
+from earwitness.builds.batch import Batch, ClipState, RowState
+from earwitness.builds.plan import linted_rows
+from earwitness.builds.sources import outcomes_now
+from earwitness.builds.stages import (
+    decode_batch,
+    fetch_batch,
+    key_rows,
+    recall_rows,
+    validate_batch,
+)
 from earwitness.manifest.lint import Linter, lint_rules
 from earwitness.manifest.read import open_manifest
 from earwitness.manifest.schema import SchemaBuilder
@@ -20,7 +26,7 @@ from earwitness.runtime import ShardMemory, running
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from earwitness.build.layout import Build
+    from earwitness.builds.layout import Build
     from earwitness.records import PlannedRow, Rejection
     from earwitness.runtime import Runtime
     from earwitness.settings import BuildSettings

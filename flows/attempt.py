@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from prefect.client.schemas.objects import FlowRun
 
-    from earwitness.build.layout import Build, Receipt
+    from earwitness.builds.layout import Build, Receipt
 
 _FIRST_POLL_S, _LONGEST_POLL_S = 0.5, 5.0
 _REVIVALS_OF_A_CRASH = 2

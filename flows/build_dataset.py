@@ -10,9 +10,9 @@ from prefect.runtime import flow_run
 from pydantic import Field, ValidationError
 
 from earwitness.addresses import absolute_uri
-from earwitness.build.absolute import check_absolute
-from earwitness.build.choose import run_build_id
-from earwitness.build.prepare import build_name
+from earwitness.builds.absolute import check_absolute
+from earwitness.builds.choose import run_build_id
+from earwitness.builds.prepare import build_name
 from earwitness.errors import SettingsError
 from earwitness.settings import (
     DEFAULT_SYSTEM_PROMPT,

@@ -10,9 +10,9 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from earwitness.build.absolute import check_absolute_address
-from earwitness.build.layout import Build, Receipt
-from earwitness.build.stored import stored_settings
+from earwitness.builds.absolute import check_absolute_address
+from earwitness.builds.layout import Build, Receipt
+from earwitness.builds.stored import stored_settings
 from earwitness.errors import FatalError
 from earwitness.runtime import is_running, running
 from flows.form import shape_form
@@ -36,8 +36,8 @@ from tasks.validate import validate
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from earwitness.build.batch import BatchRef
-    from earwitness.build.resolve import Resolved
+    from earwitness.builds.batch import BatchRef
+    from earwitness.builds.resolve import Resolved
 
 _TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=256)
 """A thread a task in flight: four stages of each batch in the widest window allowed."""

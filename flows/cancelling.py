@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from earwitness.addresses import absolute_uri
-from earwitness.build.choose import build_of_run
-from earwitness.build.layout import Build
-from earwitness.build.retry import unpublished_build
+from earwitness.builds.choose import build_of_run
+from earwitness.builds.layout import Build
+from earwitness.builds.retry import unpublished_build
 from flows.names import build_of
 from flows.shard_runs import SHARD_DEPLOYMENT, ShardRuns
 

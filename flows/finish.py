@@ -9,8 +9,8 @@ from __future__ import annotations
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from earwitness.build.layout import Build
-from earwitness.build.lease import lease
+from earwitness.builds.layout import Build
+from earwitness.builds.lease import lease
 from earwitness.errors import EarwitnessError, ShardFailedError, StorageUnavailableError
 from earwitness.escaping import counted
 from earwitness.runtime import running

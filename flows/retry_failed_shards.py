@@ -8,8 +8,8 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field, WithJsonSchema
 
-from earwitness.build.absolute import check_absolute_address
-from earwitness.build.retry import ASKABLE
+from earwitness.builds.absolute import check_absolute_address
+from earwitness.builds.retry import ASKABLE
 from earwitness.records import Reason
 from earwitness.settings import EngineSettings
 from flows.cancelling import cancel_shards

@@ -26,7 +26,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Failed, Pending, Scheduled
 
-from earwitness.build.layout import Build
+from earwitness.builds.layout import Build
 from earwitness.errors import SettingsError
 
 if TYPE_CHECKING:

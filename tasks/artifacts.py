@@ -22,8 +22,8 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_UI_URL
 
 from earwitness.addresses import without_secrets
-from earwitness.build.account import account_lines
-from earwitness.build.show import build_status
+from earwitness.builds.account import account_lines
+from earwitness.builds.show import build_status
 from earwitness.errors import EarwitnessError
 from earwitness.escaping import counted, markdown, markdown_code, markdown_lines, printable
 from earwitness.progress import Advanced, listen
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun
 
-    from earwitness.build.layout import Build, Counts, Receipt
+    from earwitness.builds.layout import Build, Counts, Receipt
     from earwitness.progress import Event
     from earwitness.records import Json
 

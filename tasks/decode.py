@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from prefect import task
 
-from earwitness.build.batch import BatchRef, keys_digest, load_batch, save_batch
-from earwitness.build.layout import Build
-from earwitness.build.stages import decode_batch, recall_batch
+from earwitness.builds.batch import BatchRef, keys_digest, load_batch, save_batch
+from earwitness.builds.layout import Build
+from earwitness.builds.stages import decode_batch, recall_batch
 from earwitness.runtime import current
 from tasks.retrying import retrying
 from tasks.telling import plainly

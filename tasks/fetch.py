@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prefect import task
 
-from earwitness.build.batch import BatchRef, load_batch, save_batch
-from earwitness.build.layout import Build
-from earwitness.build.stages import fetch_batch, recall_batch
+from earwitness.builds.batch import BatchRef, load_batch, save_batch
+from earwitness.builds.layout import Build
+from earwitness.builds.stages import fetch_batch, recall_batch
 from earwitness.runtime import current
 from tasks.retrying import retrying
 from tasks.telling import plainly

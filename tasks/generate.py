@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
-from earwitness.build.batch import BatchRef, load_batch, write_segment
-from earwitness.build.layout import Build
-from earwitness.build.stages import forget_batch, generate_batch, recall_duplicates
+from earwitness.builds.batch import BatchRef, load_batch, write_segment
+from earwitness.builds.layout import Build
+from earwitness.builds.stages import forget_batch, generate_batch, recall_duplicates
 from earwitness.identity import KEY_VERSION
 from earwitness.runtime import current
 from tasks.retrying import retrying

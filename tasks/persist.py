@@ -7,8 +7,8 @@ from collections.abc import Sequence  # noqa: TC003 - Prefect reads it
 
 from prefect import task
 
-from earwitness.build.layout import Build, Receipt
-from earwitness.build.persist import persist_shard
+from earwitness.builds.layout import Build, Receipt
+from earwitness.builds.persist import persist_shard
 from earwitness.engine.shared import WORKER_VARIABLE
 from earwitness.runtime import current
 from tasks.retrying import retrying

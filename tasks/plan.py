@@ -11,12 +11,12 @@ from prefect import task
 from prefect.runtime import deployment, flow_run
 
 from earwitness.addresses import absolute_uri, without_secrets
-from earwitness.build.choose import build_of_run, run_build_id
-from earwitness.build.layout import Build, Plan
-from earwitness.build.plan import plan_build, plan_identity
-from earwitness.build.prepare import build_name, resolve_model, resolve_settings
-from earwitness.build.retry import build_to_retry, source_to_retry
-from earwitness.build.stored import continued_engine
+from earwitness.builds.choose import build_of_run, run_build_id
+from earwitness.builds.layout import Build, Plan
+from earwitness.builds.plan import plan_build, plan_identity
+from earwitness.builds.prepare import build_name, resolve_model, resolve_settings
+from earwitness.builds.retry import build_to_retry, source_to_retry
+from earwitness.builds.stored import continued_engine
 from earwitness.credentials import check_engine
 from earwitness.errors import SettingsError
 from earwitness.escaping import counted

@@ -6,8 +6,8 @@ from typing import Any
 
 from prefect import task
 
-from earwitness.build.layout import Build, Counts
-from earwitness.build.publish import publish_build
+from earwitness.builds.layout import Build, Counts
+from earwitness.builds.publish import publish_build
 from tasks.artifacts import post_summary
 from tasks.retrying import retrying
 from tasks.telling import plainly, told

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prefect import task
 
-from earwitness.build.layout import Build
-from earwitness.build.resolve import Resolved, resolve_shard
+from earwitness.builds.layout import Build
+from earwitness.builds.resolve import Resolved, resolve_shard
 from earwitness.heap import trim_heap
 from earwitness.progress import Advanced, tell
 from earwitness.runtime import current

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prefect import task
 
-from earwitness.build.batch import BatchRef, load_batch, save_batch
-from earwitness.build.stages import validate_batch
+from earwitness.builds.batch import BatchRef, load_batch, save_batch
+from earwitness.builds.stages import validate_batch
 from earwitness.runtime import current
 from tasks.retrying import retrying
 from tasks.telling import plainly

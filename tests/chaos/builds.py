@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 import earwitness
 from deployments.processes import marked
-from earwitness.build.layout import FILE_FOLDERS
+from earwitness.builds.layout import FILE_FOLDERS
 from tests.integration.workbench import (
     Published,
     record,

@@ -13,10 +13,10 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
-from earwitness.build.layout import Build
-from earwitness.build.plan import plan_build
-from earwitness.build.prepare import resolve_settings
-from earwitness.build.resolve import read_shard
+from earwitness.builds.layout import Build
+from earwitness.builds.plan import plan_build
+from earwitness.builds.prepare import resolve_settings
+from earwitness.builds.resolve import read_shard
 from earwitness.errors import FatalError
 from earwitness.identity import ModelIdentity
 from earwitness.settings import BuildSettings

@@ -12,7 +12,7 @@ from workbench import Published, WebServer, clip_bytes, record, tone, write_clip
 
 from earwitness.access import AccessPolicy, make_policy
 from earwitness.audio.fetch import ClipFetcher, stat_clips
-from earwitness.build.prepare import resolve_settings
+from earwitness.builds.prepare import resolve_settings
 from earwitness.check import Report, check_clips, lint_manifest
 from earwitness.errors import BadRecordError
 from earwitness.records import Reason, Rejection

@@ -10,7 +10,7 @@ from workbench import RCLONE, record, write_manifest
 
 from earwitness.access import AccessPolicy
 from earwitness.audio.fetch import ClipFetcher, stat_clips
-from earwitness.build.prepare import resolve_settings
+from earwitness.builds.prepare import resolve_settings
 from earwitness.manifest.lint import Linter, lint_rules
 from earwitness.manifest.read import open_manifest
 from earwitness.records import Stamp

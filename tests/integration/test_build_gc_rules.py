@@ -13,15 +13,15 @@ import pytest
 from workbench import record, write_manifest
 
 import earwitness
-from earwitness.build.batch import Decided, write_resolved, write_segment
-from earwitness.build.gc import find_garbage, remove_garbage
-from earwitness.build.layout import Build, shard_path, work_path
-from earwitness.build.lease import lease
-from earwitness.build.persist import persist_shard
-from earwitness.build.plan import plan_build
-from earwitness.build.prepare import resolve_settings
-from earwitness.build.publish import latest_build, publish_build
-from earwitness.build.sources import outcomes_of
+from earwitness.builds.batch import Decided, write_resolved, write_segment
+from earwitness.builds.gc import find_garbage, remove_garbage
+from earwitness.builds.layout import Build, shard_path, work_path
+from earwitness.builds.lease import lease
+from earwitness.builds.persist import persist_shard
+from earwitness.builds.plan import plan_build
+from earwitness.builds.prepare import resolve_settings
+from earwitness.builds.publish import latest_build, publish_build
+from earwitness.builds.sources import outcomes_of
 from earwitness.cache import ClipSighting
 from earwitness.errors import BuildNotFoundError
 from earwitness.identity import ModelIdentity
@@ -32,7 +32,7 @@ from earwitness.storage import Store
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from earwitness.build.gc import Garbage
+    from earwitness.builds.gc import Garbage
 
 HEARD = (HeardClip("a" * 64, 1.5, 1.5),)
 SILENT = Rejection(Stage.DECODE, Reason.SILENT, "silent")

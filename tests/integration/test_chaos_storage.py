@@ -19,13 +19,13 @@ from earwitness import storage_calls
 from earwitness.access import AccessPolicy
 from earwitness.audio.fetch import ClipFetcher, ClipSources, stat_clips
 from earwitness.audio.sink import ClipSink
-from earwitness.build.batch import Decided, write_resolved, write_segment
-from earwitness.build.gc import look_at
-from earwitness.build.layout import Build
-from earwitness.build.persist import persist_shard
-from earwitness.build.plan import plan_build
-from earwitness.build.prepare import resolve_settings
-from earwitness.build.publish import publish_build
+from earwitness.builds.batch import Decided, write_resolved, write_segment
+from earwitness.builds.gc import look_at
+from earwitness.builds.layout import Build
+from earwitness.builds.persist import persist_shard
+from earwitness.builds.plan import plan_build
+from earwitness.builds.prepare import resolve_settings
+from earwitness.builds.publish import publish_build
 from earwitness.errors import (
     BadRecordError,
     CredentialsError,

@@ -22,13 +22,13 @@ import pytest
 from workbench import Published, clip_bytes, record, write_manifest
 
 import earwitness
-from earwitness.build.batch import Decided, write_resolved, write_segment
-from earwitness.build.gc import find_garbage, remove_garbage
-from earwitness.build.layout import FILE_FOLDERS, Build, work_path
-from earwitness.build.persist import persist_shard
-from earwitness.build.plan import plan_build
-from earwitness.build.prepare import resolve_settings
-from earwitness.build.publish import latest_build, publish_build
+from earwitness.builds.batch import Decided, write_resolved, write_segment
+from earwitness.builds.gc import find_garbage, remove_garbage
+from earwitness.builds.layout import FILE_FOLDERS, Build, work_path
+from earwitness.builds.persist import persist_shard
+from earwitness.builds.plan import plan_build
+from earwitness.builds.prepare import resolve_settings
+from earwitness.builds.publish import latest_build, publish_build
 from earwitness.errors import EarwitnessError
 from earwitness.identity import ModelIdentity
 from earwitness.records import Answer, HeardClip, Outcome
@@ -44,9 +44,9 @@ LIMIT_S = 240
 
 SLEEPER = """
 import os, signal, sys
-from earwitness.build.layout import Build
-from earwitness.build.persist import persist_shard
-from earwitness.build.publish import publish_build
+from earwitness.builds.layout import Build
+from earwitness.builds.persist import persist_shard
+from earwitness.builds.publish import publish_build
 uri, work, when, before = sys.argv[1:]
 awake = [True]
 

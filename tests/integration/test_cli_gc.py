@@ -32,7 +32,7 @@ KILLS = 16
 
 KILL_EVERY = """
 import os, shutil, sys
-import earwitness.build.gc as gc, earwitness
+import earwitness.builds.gc as gc, earwitness
 source, folder, step = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
 def names(output):
@@ -64,8 +64,8 @@ def alone(work, *given):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 def check(output, expected):
-    from earwitness.build.layout import Build
-    from earwitness.build.publish import latest_build
+    from earwitness.builds.layout import Build
+    from earwitness.builds.publish import latest_build
     from earwitness.cache import StoredTable
     frame = earwitness.load(output)
     build = Build(output, latest_build(output))

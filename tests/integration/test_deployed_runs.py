@@ -31,7 +31,7 @@ from prefect.utilities.callables import parameter_schema
 from workbench import Published, record, tone, write_clip, write_manifest
 
 from earwitness import settings
-from earwitness.build.choose import build_ids
+from earwitness.builds.choose import build_ids
 from earwitness.settings import EngineSettings
 from flows.build_dataset import build_dataset
 from flows.build_shard import build_shard

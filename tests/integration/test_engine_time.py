@@ -21,7 +21,7 @@ from test_engine_front import Machine, ask_all, question
 from workbench import Published, record, tone, write_clip, write_manifest
 
 from deployments.engine_host import EngineHost
-from earwitness.build.layout import Build
+from earwitness.builds.layout import Build
 from earwitness.engine.usage import EngineTime
 from earwitness.runtime import running
 from earwitness.settings import BuildSettings, EngineSettings, LayoutSettings

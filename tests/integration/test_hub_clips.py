@@ -12,7 +12,7 @@ from workbench import WebServer, clip_bytes, free_port, record, tone, write_clip
 
 from earwitness import storage_calls
 from earwitness.audio.fetch import ClipFetcher, stat_clips, unavailable
-from earwitness.build.prepare import resolve_settings
+from earwitness.builds.prepare import resolve_settings
 from earwitness.check import check_clips, lint_manifest
 from earwitness.errors import BadRecordError, CredentialsError, StorageUnavailableError
 from earwitness.records import Rejection, Stamp

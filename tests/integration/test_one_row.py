@@ -10,7 +10,7 @@ import pytest
 from workbench import Published, clip_bytes, record, tone, write_clip, write_manifest
 
 from earwitness.addresses import join_uri
-from earwitness.build.prepare import resolve_settings
+from earwitness.builds.prepare import resolve_settings
 from earwitness.check import check_clips, lint_manifest
 from earwitness.settings import BuildSettings, InputSettings
 

@@ -31,11 +31,11 @@ from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running
 
-from earwitness.build.batch import Decided, write_resolved, write_segment
-from earwitness.build.layout import Build, receipt_path, work_path
-from earwitness.build.persist import persist_shard
-from earwitness.build.plan import plan_build
-from earwitness.build.prepare import resolve_settings
+from earwitness.builds.batch import Decided, write_resolved, write_segment
+from earwitness.builds.layout import Build, receipt_path, work_path
+from earwitness.builds.persist import persist_shard
+from earwitness.builds.plan import plan_build
+from earwitness.builds.prepare import resolve_settings
 from earwitness.errors import SettingsError, ShardFailedError
 from earwitness.identity import ModelIdentity
 from earwitness.records import Answer, HeardClip, Outcome

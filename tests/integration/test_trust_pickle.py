@@ -15,8 +15,8 @@ import pytest
 from test_build_publish import answered, finish, planned
 
 import earwitness
-from earwitness.build.persist import persist_shard
-from earwitness.build.publish import publish_build
+from earwitness.builds.persist import persist_shard
+from earwitness.builds.publish import publish_build
 from earwitness.cache import StoredTable
 from earwitness.identity import folder_digest
 from earwitness.manifest.read import open_manifest

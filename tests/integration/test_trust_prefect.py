@@ -19,7 +19,7 @@ from test_build_publish import planned
 from test_trust_text import WEB, rendered
 from workbench import record, tone, write_clip, write_manifest
 
-from earwitness.build.layout import Counts, Receipt
+from earwitness.builds.layout import Counts, Receipt
 from earwitness.settings import BuildSettings
 
 if TYPE_CHECKING:

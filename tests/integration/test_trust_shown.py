@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from cli import main as cli
 from cli.tables import print_rows
-from earwitness.build.batch import Decided
-from earwitness.build.card import dataset_card
-from earwitness.build.layout import Build, Counts
-from earwitness.build.persist import persist_shard
-from earwitness.build.plan import plan_build
-from earwitness.build.prepare import resolve_settings
-from earwitness.build.publish import publish_build
+from earwitness.builds.batch import Decided
+from earwitness.builds.card import dataset_card
+from earwitness.builds.layout import Build, Counts
+from earwitness.builds.persist import persist_shard
+from earwitness.builds.plan import plan_build
+from earwitness.builds.prepare import resolve_settings
+from earwitness.builds.publish import publish_build
 from earwitness.records import Answer, HeardClip, Outcome, Reason, Rejection, Stage
 from earwitness.settings import BuildSettings
 

@@ -11,10 +11,10 @@ from test_build_publish import MODEL, planned
 from typer.testing import CliRunner
 
 from cli import main as cli
-from earwitness.build.layout import Build
-from earwitness.build.plan import plan_build, plan_identity
-from earwitness.build.prepare import resolve_settings
-from earwitness.build.stored import continued_engine, stored_settings
+from earwitness.builds.layout import Build
+from earwitness.builds.plan import plan_build, plan_identity
+from earwitness.builds.prepare import resolve_settings
+from earwitness.builds.stored import continued_engine, stored_settings
 from earwitness.errors import SettingsError
 from earwitness.settings import BuildSettings, EngineSettings
 

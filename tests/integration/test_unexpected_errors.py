@@ -17,10 +17,10 @@ from workbench import Published, clip_bytes, record, tone, write_clip, write_man
 
 from earwitness import storage_calls
 from earwitness.audio.pool import DecodePool
-from earwitness.build.batch import Batch, RowState
-from earwitness.build.layout import Build
-from earwitness.build.prepare import resolve_settings
-from earwitness.build.stages import generate_batch
+from earwitness.builds.batch import Batch, RowState
+from earwitness.builds.layout import Build
+from earwitness.builds.prepare import resolve_settings
+from earwitness.builds.stages import generate_batch
 from earwitness.check import check_clips, lint_manifest
 from earwitness.errors import EngineUnavailableError, ManifestError, ShardFailedError
 from earwitness.manifest import clips as manifest_clips

@@ -18,8 +18,8 @@ from cli.options import options_of, with_options
 from earwitness.access import AccessPolicy, literal_address, make_policy
 from earwitness.audio.fetch import ClipFetcher, stat_clips
 from earwitness.audio.web import JudgingResolver, NotFollowedError
-from earwitness.build.batch import Batch, ClipState
-from earwitness.build.prepare import resolve_settings
+from earwitness.builds.batch import Batch, ClipState
+from earwitness.builds.prepare import resolve_settings
 from earwitness.errors import BadRecordError
 from earwitness.manifest.lint import lint_line, lint_rules
 from earwitness.records import Reason, Rejection, Stage

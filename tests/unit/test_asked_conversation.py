@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from test_build_publish import published
 
-from earwitness.build.resolve import read_shard
+from earwitness.builds.resolve import read_shard
 from earwitness.manifest.lint import Linter, lint_rules
 from earwitness.manifest.read import RawLine
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from earwitness.build.layout import Build
+    from earwitness.builds.layout import Build
 
 QUESTION = "What do you hear?"
 HUMAN = [{"from": "human", "value": QUESTION}]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from earwitness.build.absolute import check_absolute
+from earwitness.builds.absolute import check_absolute
 from earwitness.errors import SettingsError
 from earwitness.settings import BuildSettings
 

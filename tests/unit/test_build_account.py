@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_build_publish import answered, finish, planned, rejected
 from test_cli_commands import run
 
-from earwitness.build.account import (
+from earwitness.builds.account import (
     Account,
     Basis,
     account_facts,
@@ -23,12 +23,12 @@ from earwitness.build.account import (
     estimate,
     span,
 )
-from earwitness.build.batch import Decided, Segment, write_resolved, write_segment
-from earwitness.build.card import dataset_card
-from earwitness.build.layout import Build, Counts, Gates, Receipt, work_path
-from earwitness.build.persist import persist_shard
-from earwitness.build.publish import known_basis, publish_build
-from earwitness.build.retry import build_to_retry
+from earwitness.builds.batch import Decided, Segment, write_resolved, write_segment
+from earwitness.builds.card import dataset_card
+from earwitness.builds.layout import Build, Counts, Gates, Receipt, work_path
+from earwitness.builds.persist import persist_shard
+from earwitness.builds.publish import known_basis, publish_build
+from earwitness.builds.retry import build_to_retry
 from earwitness.check import Report
 from earwitness.engine.usage import Booking, EngineTime
 from earwitness.errors import BuildNotFoundError

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from earwitness.audio.fetch import FetchedClip
-from earwitness.build.batch import Batch, ClipState, Decided, RowState, write_segment
-from earwitness.build.layout import Build
-from earwitness.build.stages import fetch_batch, forget_batch, generate_batch
+from earwitness.builds.batch import Batch, ClipState, Decided, RowState, write_segment
+from earwitness.builds.layout import Build
+from earwitness.builds.stages import fetch_batch, forget_batch, generate_batch
 from earwitness.errors import EngineUnavailableError
 from earwitness.progress import Advanced, listen
 from earwitness.records import Answer, Outcome

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from earwitness.build.gc import SeenBuild, choose_old
-from earwitness.build.layout import Build
+from earwitness.builds.gc import SeenBuild, choose_old
+from earwitness.builds.layout import Build
 from earwitness.storage import Entry
 
 if TYPE_CHECKING:

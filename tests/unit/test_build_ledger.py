@@ -9,19 +9,19 @@ import pyarrow.parquet as pq
 import pytest
 from test_build_publish import HEARD, answered, planned, rejected
 
-from earwitness.build.batch import Batch, Decided, RowState, Segment, write_resolved, write_segment
-from earwitness.build.layout import Counts, work_path
-from earwitness.build.persist import persist_shard
-from earwitness.build.retry import build_to_retry
-from earwitness.build.show import build_status
-from earwitness.build.stages import recall_duplicates, recall_rows
+from earwitness.builds.batch import Batch, Decided, RowState, Segment, write_resolved, write_segment
+from earwitness.builds.layout import Counts, work_path
+from earwitness.builds.persist import persist_shard
+from earwitness.builds.retry import build_to_retry
+from earwitness.builds.show import build_status
+from earwitness.builds.stages import recall_duplicates, recall_rows
 from earwitness.records import Reason, Rejection, Stage
 from earwitness.runtime import ShardMemory
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from earwitness.build.layout import Build
+    from earwitness.builds.layout import Build
 
 
 def same_question(row: int, as_row: int, *, reused: bool = False) -> Decided:

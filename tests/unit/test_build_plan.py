@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from earwitness.build.layout import Build, Gates, shard_path
-from earwitness.build.plan import (
+from earwitness.builds.layout import Build, Gates, shard_path
+from earwitness.builds.plan import (
     copy_plan,
     find_unpublished,
     manifest_stamp,
     plan_build,
     plan_identity,
 )
-from earwitness.build.prepare import resolve_model, resolve_settings
-from earwitness.build.resolve import read_shard
+from earwitness.builds.prepare import resolve_model, resolve_settings
+from earwitness.builds.resolve import read_shard
 from earwitness.errors import (
     BuildDamagedError,
     BuildNotFoundError,

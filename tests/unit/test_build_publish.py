@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 import earwitness
 from earwitness.addresses import local_path
-from earwitness.build.batch import Decided, write_resolved, write_segment
-from earwitness.build.gc import find_garbage, remove_garbage
-from earwitness.build.layout import Build, Counts, receipt_path, work_path
-from earwitness.build.persist import persist_shard
-from earwitness.build.plan import plan_build
-from earwitness.build.prepare import resolve_settings
-from earwitness.build.publish import latest_build, publish_build
-from earwitness.build.resolve import read_shard
+from earwitness.builds.batch import Decided, write_resolved, write_segment
+from earwitness.builds.gc import find_garbage, remove_garbage
+from earwitness.builds.layout import Build, Counts, receipt_path, work_path
+from earwitness.builds.persist import persist_shard
+from earwitness.builds.plan import plan_build
+from earwitness.builds.prepare import resolve_settings
+from earwitness.builds.publish import latest_build, publish_build
+from earwitness.builds.resolve import read_shard
 from earwitness.cache import ClipSighting, StoredTable
 from earwitness.cache.tables import uri_key
 from earwitness.errors import (

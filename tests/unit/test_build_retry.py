@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 import pytest
 from test_build_publish import MODEL, answered, finish, planned, rejected
 
-from earwitness.build.choose import choose_build, existing_build
-from earwitness.build.persist import persist_shard
-from earwitness.build.publish import publish_build
-from earwitness.build.retry import build_to_retry, unpublished_build
-from earwitness.build.show import build_status, finished_rows
-from earwitness.build.sources import outcomes_of
+from earwitness.builds.choose import choose_build, existing_build
+from earwitness.builds.persist import persist_shard
+from earwitness.builds.publish import publish_build
+from earwitness.builds.retry import build_to_retry, unpublished_build
+from earwitness.builds.show import build_status, finished_rows
+from earwitness.builds.sources import outcomes_of
 from earwitness.errors import BuildNotFoundError, SettingsError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from earwitness.build.layout import Build
+    from earwitness.builds.layout import Build
 
 NEWER = "b-20261123T000000Z-bbbbbb"
 

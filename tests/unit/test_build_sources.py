@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 from test_build_publish import answered, kept, planned, rejected, whole
 
-from earwitness.build.batch import write_resolved, write_segment
-from earwitness.build.layout import Build, work_path
-from earwitness.build.persist import persist_shard
-from earwitness.build.publish import publish_build
-from earwitness.build.sources import Sources, choose_sources, outcomes_of
+from earwitness.builds.batch import write_resolved, write_segment
+from earwitness.builds.layout import Build, work_path
+from earwitness.builds.persist import persist_shard
+from earwitness.builds.publish import publish_build
+from earwitness.builds.sources import Sources, choose_sources, outcomes_of
 from earwitness.cache import ClipSighting
 from earwitness.cache.tables import sighting_table
 from earwitness.identity import cache_key
@@ -101,7 +101,7 @@ MISSING = Rejection(Stage.RESOLVE, Reason.CLIP_MISSING, "gone")
 
 def first_row_key(build: Build) -> tuple[str, str]:
     """The URI of the first row's clip, and its cache key."""
-    from earwitness.build.resolve import read_shard
+    from earwitness.builds.resolve import read_shard
 
     row = next(read_shard(build, 0))
     return row.clips[0], cache_key([PCM], row.messages, build.plan.question_digest)
@@ -150,7 +150,7 @@ def test_what_a_batch_found_of_a_clip_counts_more_than_what_was_known(tmp_path: 
     write_segment(build, f"{work_path(0)}/batch-00000-0.parquet", decided, [now])
     receipt = persist_shard(build, 0)
     assert [file.rows for file in receipt.files if file.path.startswith("clips/")] == [1]
-    from earwitness.build.sources import clips_of
+    from earwitness.builds.sources import clips_of
     from earwitness.cache.tables import uri_key
 
     later = planned(tmp_path, name=build_id(2))

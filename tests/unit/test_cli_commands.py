@@ -21,14 +21,14 @@ from cli import main as cli
 from cli.options import all_options
 from cli.run import rows_hint
 from earwitness.audio.decode import decode
-from earwitness.build.persist import persist_shard
-from earwitness.build.publish import publish_build
+from earwitness.builds.persist import persist_shard
+from earwitness.builds.publish import publish_build
 from earwitness.settings import AudioSettings, BuildSettings
 
 if TYPE_CHECKING:
     from click.testing import Result
 
-    from earwitness.build.layout import Build
+    from earwitness.builds.layout import Build
 
 COMMANDS = ["init", "check", "build", "status", "show", "retry", "gc", "worker"]
 

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from earwitness.build.prepare import resolve_settings
+from earwitness.builds.prepare import resolve_settings
 from earwitness.credentials import check_no_secret
 from earwitness.errors import SettingsError, StorageUnavailableError
 from earwitness.settings import BuildSettings

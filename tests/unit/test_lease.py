@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from earwitness.build.layout import Build
-from earwitness.build.lease import STALE_S, lease
+from earwitness.builds.layout import Build
+from earwitness.builds.lease import STALE_S, lease
 from earwitness.errors import BuildBusyError
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cli.main import main
-from earwitness.build.prepare import resolve_model, resolve_settings
+from earwitness.builds.prepare import resolve_model, resolve_settings
 from earwitness.errors import EarwitnessError
 from earwitness.manifest.read import open_manifest
 from earwitness.settings import BuildSettings

@@ -12,7 +12,7 @@ from test_asked_conversation import OWN, lines, write_lines
 from test_build_publish import published
 
 import earwitness
-from earwitness.build.resolve import read_shard
+from earwitness.builds.resolve import read_shard
 from earwitness.manifest.lint import Linter, lint_rules
 from earwitness.manifest.read import RawLine
 from earwitness.settings import BuildSettings
@@ -20,7 +20,7 @@ from earwitness.settings import BuildSettings
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from earwitness.build.layout import Build
+    from earwitness.builds.layout import Build
 
 
 def rejected_audio(build: Build, column: str = "audio") -> list[Any]:

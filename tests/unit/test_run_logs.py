@@ -9,7 +9,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.logging.loggers import flow_run_logger
 
-from earwitness.build.failures import check_storage
+from earwitness.builds.failures import check_storage
 from earwitness.errors import ShardFailedError
 from tasks.telling import in_form_words, plainly
 

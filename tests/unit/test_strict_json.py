@@ -24,7 +24,7 @@ from earwitness.strict_json import json_bytes
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from earwitness.build.layout import Build
+    from earwitness.builds.layout import Build
 
 ASKED = '"audio": ["x.wav"], "conversation": [{"from": "human", "value": "What?"}]'
 ODD = [

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import earwitness
-from earwitness.build.account import Account, Basis, account_facts, basis_of, choose_basis
-from earwitness.build.card import CARD_MARK, dataset_card, output_card
-from earwitness.build.layout import (
+from earwitness.builds.account import Account, Basis, account_facts, basis_of, choose_basis
+from earwitness.builds.card import CARD_MARK, dataset_card, output_card
+from earwitness.builds.layout import (
     FILE_FOLDERS,
     TABLES,
     Build,
@@ -36,7 +36,7 @@ from earwitness.strict_json import json_document
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from earwitness.build.layout import StoredFile
+    from earwitness.builds.layout import StoredFile
 
 LATEST = "latest.json"
 CARD = "README.md"

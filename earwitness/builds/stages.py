@@ -16,9 +16,9 @@ from earwitness.audio.facts import facts_version, faulty, with_earlier_sounds
 from earwitness.audio.fetch import unavailable
 from earwitness.audio.pool import SEVERAL_CLIPS
 from earwitness.audio.source import shown
-from earwitness.build.batch import Batch, Decided, Segment
-from earwitness.build.failures import check_missing, check_storage
-from earwitness.build.sources import outcomes_of
+from earwitness.builds.batch import Batch, Decided, Segment
+from earwitness.builds.failures import check_missing, check_storage
+from earwitness.builds.sources import outcomes_of
 from earwitness.cache.tables import outcome_from_row, still_right
 from earwitness.engine.client import AskRequest
 from earwitness.errors import StorageUnavailableError
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from earwitness.audio.fetch import FetchedClip
-    from earwitness.build.batch import ClipState, RowState
-    from earwitness.build.layout import Build
+    from earwitness.builds.batch import ClipState, RowState
+    from earwitness.builds.layout import Build
     from earwitness.cache import Lookup
     from earwitness.runtime import Runtime, ShardMemory
     from earwitness.settings import AudioSettings

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from earwitness.audio.facts import are_current, judge
 from earwitness.audio.fetch import stat_clips
-from earwitness.build.batch import (
+from earwitness.builds.batch import (
     SEGMENT_GROUP_ROWS,
     Batch,
     BatchRef,
@@ -31,10 +31,10 @@ from earwitness.build.batch import (
     save_batch,
     write_resolved,
 )
-from earwitness.build.failures import check_missing, most_missing
-from earwitness.build.layout import shard_path, work_path
-from earwitness.build.sources import clips_of
-from earwitness.build.stages import key_rows, recall_rows
+from earwitness.builds.failures import check_missing, most_missing
+from earwitness.builds.layout import shard_path, work_path
+from earwitness.builds.sources import clips_of
+from earwitness.builds.stages import key_rows, recall_rows
 from earwitness.cache.tables import (
     ClipSighting,
     sighting_from_row,
@@ -48,7 +48,7 @@ from earwitness.records import Reason, Rejection, Stage, Stamp
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
-    from earwitness.build.layout import Build
+    from earwitness.builds.layout import Build
     from earwitness.records import PlannedRow
     from earwitness.runtime import Runtime, ShardMemory
     from earwitness.settings import AudioSettings

@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from earwitness.addresses import local_path
-from earwitness.build.choose import build_ids
-from earwitness.build.layout import Build
-from earwitness.build.lease import lease_holder
-from earwitness.build.publish import latest_build, write_output_card
+from earwitness.builds.choose import build_ids
+from earwitness.builds.layout import Build
+from earwitness.builds.lease import lease_holder
+from earwitness.builds.publish import latest_build, write_output_card
 from earwitness.errors import BuildNotFoundError, BuildVersionError, SettingsError
 from earwitness.storage import Entry, Store
 

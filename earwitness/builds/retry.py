@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from earwitness.build.choose import build_ids, existing_build, new_id
-from earwitness.build.layout import Build
-from earwitness.build.plan import copy_plan
-from earwitness.build.show import PLANNED_OUT, build_status
+from earwitness.builds.choose import build_ids, existing_build, new_id
+from earwitness.builds.layout import Build
+from earwitness.builds.plan import copy_plan
+from earwitness.builds.show import PLANNED_OUT, build_status
 from earwitness.errors import BuildNotFoundError, SettingsError
 from earwitness.records import Reason
 from earwitness.storage import Store

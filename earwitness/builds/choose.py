@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from earwitness.build.layout import Build
-from earwitness.build.plan import find_unpublished, manifest_stamp, plan_identity
-from earwitness.build.publish import latest_build, latest_planned_at
+from earwitness.builds.layout import Build
+from earwitness.builds.plan import find_unpublished, manifest_stamp, plan_identity
+from earwitness.builds.publish import latest_build, latest_planned_at
 from earwitness.errors import BuildNotFoundError, SettingsError
 from earwitness.escaping import listed
 from earwitness.identity import build_id

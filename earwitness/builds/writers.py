@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from earwitness.build.layout import StoredFile
+from earwitness.builds.layout import StoredFile
 from earwitness.cache.tables import HEARD_CLIPS, heard_clips
 from earwitness.cache.writing import TableWriter
 from earwitness.manifest.clips import ClipResolver
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from earwitness.build.layout import Build
+    from earwitness.builds.layout import Build
     from earwitness.records import Json, Outcome, PlannedRow, Rejection
 
 DATA_GROUP_ROWS = 4096

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from earwitness.build.batch import Segment, stands
-from earwitness.build.layout import Build
+from earwitness.builds.batch import Segment, stands
+from earwitness.builds.layout import Build
 from earwitness.cache import Lookup, StoredTable
 from earwitness.cache.tables import outcome_row, sighting_row, uri_key
 from earwitness.errors import BuildNotFoundError, BuildVersionError
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
-    from earwitness.build.batch import Decided
-    from earwitness.build.layout import Plan
+    from earwitness.builds.batch import Decided
+    from earwitness.builds.layout import Plan
     from earwitness.cache.lookup import Source
 
 _READERS = 16

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from earwitness.build.account import account_lines
+from earwitness.builds.account import account_lines
 from earwitness.escaping import markdown, markdown_code
 from earwitness.manifest.schema import OutputFields
 from earwitness.settings import Format
 
 if TYPE_CHECKING:
-    from earwitness.build.layout import Counts, Plan
+    from earwitness.builds.layout import Counts, Plan
     from earwitness.records import Json
 
 CARD_MARK = (

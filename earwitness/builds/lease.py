@@ -17,7 +17,7 @@ from earwitness.errors import BuildBusyError, EarwitnessError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from earwitness.build.layout import Build
+    from earwitness.builds.layout import Build
 
 RENEW_S = 10.0
 STALE_S = 60.0

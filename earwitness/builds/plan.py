@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import earwitness
 from earwitness.addresses import without_secrets
-from earwitness.build.failures import too_many_failed
-from earwitness.build.layout import (
+from earwitness.builds.failures import too_many_failed
+from earwitness.builds.layout import (
     Build,
     Gates,
     ManifestFacts,
@@ -21,8 +21,8 @@ from earwitness.build.layout import (
     first_gates,
     shard_path,
 )
-from earwitness.build.publish import latest_planned_at
-from earwitness.build.sources import choose_sources
+from earwitness.builds.publish import latest_planned_at
+from earwitness.builds.sources import choose_sources
 from earwitness.errors import BuildNotFoundError, ManifestError, SettingsError
 from earwitness.identity import question_digest
 from earwitness.manifest.clips import audio_root_hint

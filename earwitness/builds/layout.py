@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from earwitness.build.account import Account
+from earwitness.builds.account import Account
 from earwitness.errors import BuildNotFoundError, BuildVersionError
 from earwitness.records import Json
 from earwitness.settings import BuildSettings

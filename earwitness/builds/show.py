@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from earwitness.build.batch import Segment, resolved_path
-from earwitness.build.layout import Counts
-from earwitness.build.lease import lease_holder, told_holder
-from earwitness.build.resolve import read_shard, segment_paths
+from earwitness.builds.batch import Segment, resolved_path
+from earwitness.builds.layout import Counts
+from earwitness.builds.lease import lease_holder, told_holder
+from earwitness.builds.resolve import read_shard, segment_paths
 from earwitness.cache.tables import heard_clips
 from earwitness.errors import SettingsError
 from earwitness.records import Reason, Rejection, Stage
@@ -23,8 +23,8 @@ from earwitness.records import Reason, Rejection, Stage
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from earwitness.build.batch import Decided
-    from earwitness.build.layout import Build, Receipt
+    from earwitness.builds.batch import Decided
+    from earwitness.builds.layout import Build, Receipt
     from earwitness.records import Json, Message, PlannedRow
 
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from earwitness.addresses import parent_uri
-from earwitness.build.layout import Build
-from earwitness.build.publish import latest_build
-from earwitness.build.writers import PROVENANCE
+from earwitness.builds.layout import Build
+from earwitness.builds.publish import latest_build
+from earwitness.builds.writers import PROVENANCE
 from earwitness.errors import BuildNotFoundError
 from earwitness.manifest.clips import ClipResolver
 from earwitness.storage import Store

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from earwitness.audio.facts import sound_of
-from earwitness.build.account import Account, booked
-from earwitness.build.account import generated as cost_of
-from earwitness.build.batch import (
+from earwitness.builds.account import Account, booked
+from earwitness.builds.account import generated as cost_of
+from earwitness.builds.batch import (
     Decided,
     Segment,
     clips_path,
@@ -24,11 +24,11 @@ from earwitness.build.batch import (
     resolved_path,
     stands,
 )
-from earwitness.build.failures import too_many_failed
-from earwitness.build.layout import Counts, Receipt, receipt_path
-from earwitness.build.resolve import read_shard, segment_paths
-from earwitness.build.sources import outcomes_of
-from earwitness.build.writers import RejectionsFile, ShardFile, TableFile, data_files
+from earwitness.builds.failures import too_many_failed
+from earwitness.builds.layout import Counts, Receipt, receipt_path
+from earwitness.builds.resolve import read_shard, segment_paths
+from earwitness.builds.sources import outcomes_of
+from earwitness.builds.writers import RejectionsFile, ShardFile, TableFile, data_files
 from earwitness.cache.tables import (
     OUTCOME_SCHEMA,
     SIGHTING_SCHEMA,
@@ -48,7 +48,7 @@ from earwitness.scratch import scratch_folder
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from earwitness.build.layout import Build, StoredFile
+    from earwitness.builds.layout import Build, StoredFile
     from earwitness.engine.usage import Booking
     from earwitness.records import Message, Outcome, PlannedRow, Rejection
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from earwitness.audio.facts import judge, sound_of
-from earwitness.build.layout import work_path
+from earwitness.builds.layout import work_path
 from earwitness.cache.tables import (
     HEARD_CLIPS,
     OUTCOME_COLUMNS,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from earwitness.build.layout import Build
+    from earwitness.builds.layout import Build
     from earwitness.settings import AudioSettings
 
 

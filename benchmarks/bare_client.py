@@ -60,7 +60,7 @@ async def ask_all(
     headers = {"Content-Type": "application/json"}
     headers |= {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
-    async def lane(session: aiohttp.ClientSession) -> None:
+    async def endpoint(session: aiohttp.ClientSession) -> None:
         for body in turns:
             async with session.post(f"{url}/chat/completions", data=body()) as reply:
                 said = json.loads(await reply.read())
@@ -77,7 +77,7 @@ async def ask_all(
     async with aiohttp.ClientSession(
         connector=connector, headers=headers, timeout=timeout
     ) as session:
-        await asyncio.gather(*(lane(session) for _ in range(in_flight)))
+        await asyncio.gather(*(endpoint(session) for _ in range(in_flight)))
     wall_s = time.perf_counter() - started_s
     return {"wall_s": wall_s, "first_s": answered_s[0] - started_s, **told}
 

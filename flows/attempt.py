@@ -96,7 +96,7 @@ class Attempt:
             run = self._runs.start(shard)
             self._log.info("shard %s waits for a worker", shard)
         if run.state is not None and run.state.is_final():
-            run = self._runs.revive(run)
+            run = self._runs.restart(run)
             self._log.info("shard %s will run again and waits for a worker", shard)
         self._open[run.id] = shard
         self._table.note(shard, run)
@@ -121,7 +121,7 @@ class Attempt:
                 self._crashes[shard] = self._crashes.get(shard, 0) + 1
                 self._log.warning("shard %s: its worker is gone; another worker will run it", shard)
                 del self._open[run.id]
-                self._open[self._runs.revive(run).id] = shard
+                self._open[self._runs.restart(run).id] = shard
                 continue
             del self._open[run.id]
             self._end(shard, run)

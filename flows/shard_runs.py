@@ -1,4 +1,4 @@
-"""Shards as flow runs of their own on a worker pool: started once, watched, revived, cancelled.
+"""Shards as flow runs of their own on a worker pool: started once, watched, restarted, cancelled.
 
 Every shard has one flow run for good, found again by the build's tag, or by its idempotency key
 when two parents create it at once. A retry sets that run back to scheduled, so that whoever
@@ -199,7 +199,7 @@ class ShardRuns:
         )
         return placed.id
 
-    def revive(self, run: FlowRun) -> FlowRun:
+    def restart(self, run: FlowRun) -> FlowRun:
         """Set a run that ended back to scheduled; a worker takes it up again.
 
         Args:

@@ -43,7 +43,7 @@ def generate(batch: BatchRef) -> BatchRef:
     recall_duplicates(build, memory, records.open_rows())
     decided = runtime.run(generate_batch(runtime, build, memory, records, folder / "audio"))
     with runtime.booked() as booking:
-        write_segment(build, batch.segment, decided, records.sightings(), booking)
+        write_segment(build, batch.segment, decided, records.clip_records(), booking)
     forget_batch(memory, records, batch.segment)
     shutil.rmtree(folder, ignore_errors=True)
     return batch

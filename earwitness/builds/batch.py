@@ -23,13 +23,13 @@ from earwitness.builds.layout import work_path
 from earwitness.cache.tables import (
     HEARD_CLIPS,
     OUTCOME_COLUMNS,
-    ClipSighting,
+    ClipRecord,
+    clip_from_row,
+    clip_row,
+    clip_table,
     heard_clips,
     outcome_from_row,
     outcome_row,
-    sighting_from_row,
-    sighting_row,
-    sighting_table,
 )
 from earwitness.cache.writing import parquet_bytes
 from earwitness.engine.usage import NOTHING_BOOKED, Booking
@@ -95,7 +95,7 @@ class ClipState:
     stamp: str = ""
     sha256: str | None = None
     rejection: Rejection | None = None
-    seen: ClipSighting | None = None
+    seen: ClipRecord | None = None
     facts: ClipFacts | None = None
     sound: HeardSound | None = None
 
@@ -183,15 +183,15 @@ class Batch:
                     )
                     break
 
-    def sightings(self) -> list[ClipSighting]:
+    def clip_records(self) -> list[ClipRecord]:
         """What the batch's stages found out about its clips, for the builds after this one."""
-        found = map(_sighting, self.clips.values())
-        return [sighting for sighting in found if sighting is not None]
+        found = map(_clip_record, self.clips.values())
+        return [clip_record for clip_record in found if clip_record is not None]
 
 
-def _sighting(clip: ClipState) -> ClipSighting | None:
+def _clip_record(clip: ClipState) -> ClipRecord | None:
     if clip.sha256 is not None:
-        return ClipSighting(clip.uri, clip.stamp, clip.sha256, None, clip.facts)
+        return ClipRecord(clip.uri, clip.stamp, clip.sha256, None, clip.facts)
     rejection = clip.rejection
     if rejection is None or rejection.transient or rejection.reason in _JUDGED_ANEW:
         return None
@@ -199,13 +199,13 @@ def _sighting(clip: ClipState) -> ClipSighting | None:
         return missing_clip(clip.uri, clip.seen)
     # storage that denies reading may deny a stamp, too
     if clip.stamp or rejection.reason is Reason.ACCESS_DENIED:
-        return ClipSighting(clip.uri, clip.stamp, None, rejection)
+        return ClipRecord(clip.uri, clip.stamp, None, rejection)
     return None
 
 
-def missing_clip(uri: str, seen: ClipSighting | None) -> ClipSighting:
+def missing_clip(uri: str, seen: ClipRecord | None) -> ClipRecord:
     """A clip that is not there now: what was known of it holds again when it is back."""
-    return replace(seen or ClipSighting(uri, "", None), missing=True)
+    return replace(seen or ClipRecord(uri, "", None), missing=True)
 
 
 _JUDGED_ANEW = {Reason.ADDRESS_REFUSED, Reason.CLIP_TOO_LARGE}
@@ -273,7 +273,7 @@ _SEGMENT_SCHEMA = pa.schema(
         pa.field("clips", HEARD_CLIPS),
     ]
 )
-_SIGHTINGS_KEY = b"earwitness.sightings"
+_CLIPS_KEY = b"earwitness.clips"
 _BOOKING_KEY = b"earwitness.engine_time"
 
 
@@ -311,14 +311,14 @@ def write_segment(
     build: Build,
     path: str,
     decided: list[Decided] | pa.Table,
-    sightings: list[ClipSighting],
+    clip_records: list[ClipRecord],
     booking: Booking = NOTHING_BOOKED,
 ) -> None:
     """Write decided rows as one segment: the checkpoint."""
     table = decided if isinstance(decided, pa.Table) else decided_table(decided)
-    seen = json.dumps([sighting_row(sighting) for sighting in sightings])
+    seen = json.dumps([clip_row(clip_record) for clip_record in clip_records])
     booked = json.dumps(booking.to_json())
-    metadata = {_SIGHTINGS_KEY: seen.encode(), _BOOKING_KEY: booked.encode()}
+    metadata = {_CLIPS_KEY: seen.encode(), _BOOKING_KEY: booked.encode()}
     table = table.replace_schema_metadata(metadata)
     build.store.write_bytes(path, parquet_bytes(table, SEGMENT_GROUP_ROWS))
 
@@ -349,7 +349,7 @@ def write_resolved(
         clips: What is known of the shard's clips.
         booking: Engine time.
     """
-    known = pa.concat_tables([sighting_table([]), *clips]).combine_chunks()
+    known = pa.concat_tables([clip_table([]), *clips]).combine_chunks()
     build.store.write_bytes(clips_path(shard), parquet_bytes(known, SEGMENT_GROUP_ROWS))
     write_segment(build, resolved_path(shard), decided, [], booking)
 
@@ -421,12 +421,12 @@ class Segment:
         found = self._metadata.get(_BOOKING_KEY)
         return Booking.from_json(json.loads(found)) if found else NOTHING_BOOKED
 
-    def sightings(self) -> list[ClipSighting]:
+    def clip_records(self) -> list[ClipRecord]:
         """What the batch's fetches told of its clips."""
-        return [sighting_from_row(row) for row in json.loads(self._metadata[_SIGHTINGS_KEY])]
+        return [clip_from_row(row) for row in json.loads(self._metadata[_CLIPS_KEY])]
 
-    def take_sightings(self) -> list[ClipSighting]:
+    def take_clips(self) -> list[ClipRecord]:
         """The same, once: a shard's joined segments hold them all, and they are what is large."""
-        found = self.sightings()
-        self._metadata[_SIGHTINGS_KEY] = b"[]"
+        found = self.clip_records()
+        self._metadata[_CLIPS_KEY] = b"[]"
         return found

@@ -30,12 +30,12 @@ from earwitness.builds.resolve import read_shard, segment_paths
 from earwitness.builds.sources import outcomes_of
 from earwitness.builds.writers import RejectionsFile, ShardFile, TableFile, data_files
 from earwitness.cache.tables import (
+    CLIP_SCHEMA,
     OUTCOME_SCHEMA,
-    SIGHTING_SCHEMA,
+    clip_from_row,
+    clip_table,
     outcome_from_row,
     outcome_table,
-    sighting_from_row,
-    sighting_table,
     uri_key,
 )
 from earwitness.engine.usage import NOTHING_BOOKED
@@ -88,8 +88,8 @@ def persist_shard(
     with scratch_folder() as folder:
         join = _Join(build, shard, segments)
         ledger = _Ledger(join.resolved)
-        known = _clip_table(build, shard, join.segments)
-        clips = TableFile(build, shard, folder, "clips", SIGHTING_SCHEMA)
+        known = _known_clips(build, shard, join.segments)
+        clips = TableFile(build, shard, folder, "clips", CLIP_SCHEMA)
         clips.add(known)
         trim_heap()
         outcomes_file = TableFile(build, shard, folder, "outcomes", OUTCOME_SCHEMA)
@@ -324,7 +324,7 @@ def _keys_of(
     rows = list(rows)
     wanted = pa.array({uri_key(uri) for uris, _ in rows for uri in uris}, pa.binary(32))
     known = clips.filter(pc.is_in(clips["key"], wanted)).to_pylist()
-    facts = {row["uri"]: sighting_from_row(row).facts for row in known}
+    facts = {row["uri"]: clip_from_row(row).facts for row in known}
     policy, question = build.plan.settings.audio, build.plan.question_digest
     for uris, messages in rows:
         heard = [sound_of(one, policy) for uri in uris if (one := facts.get(uri)) is not None]
@@ -333,11 +333,11 @@ def _keys_of(
             yield bytes.fromhex(cache_key(sounds, messages, question))
 
 
-def _clip_table(build: Build, shard: int, segments: Iterable[Segment]) -> pa.Table:
+def _known_clips(build: Build, shard: int, segments: Iterable[Segment]) -> pa.Table:
     """What is known of a shard's clips, by key: what its batches found, else what was known."""
     with build.store.open(clips_path(shard)) as file:
         tables = [pq.read_table(file)]
-    tables += [sighting_table(one.take_sightings()) for one in segments]
+    tables += [clip_table(one.take_clips()) for one in segments]
     clips = pa.concat_tables(tables)
     keys = cast("list[bytes]", clips["key"].to_pylist())
     last = {key: at for at, key in enumerate(keys)}

@@ -36,9 +36,9 @@ from earwitness.builds.layout import shard_path, work_path
 from earwitness.builds.sources import clips_of
 from earwitness.builds.stages import key_rows, recall_rows
 from earwitness.cache.tables import (
-    ClipSighting,
-    sighting_from_row,
-    sighting_table,
+    ClipRecord,
+    clip_from_row,
+    clip_table,
     uri_key,
 )
 from earwitness.errors import BuildDamagedError
@@ -178,7 +178,7 @@ def _is_missing(stamp: Stamp | Rejection | None) -> bool:
 
 def _known_clips(
     build: Build, shard: int, uris: Iterable[str], stamps: Stamps
-) -> dict[str, ClipSighting]:
+) -> dict[str, ClipRecord]:
     """What earlier builds know of clips: the one that saw them as they are now counts first."""
     keys = {uri_key(uri): uri for uri in uris}
 
@@ -188,7 +188,7 @@ def _known_clips(
         return bool(row["stamp"] == now) or _is_missing(stamp)
 
     found = clips_of(build).find(keys, shard, fits=same)
-    return {keys[key]: sighting_from_row(row) for key, row in found.items()}
+    return {keys[key]: clip_from_row(row) for key, row in found.items()}
 
 
 class _KnownClips:
@@ -198,7 +198,7 @@ class _KnownClips:
         self._seen: set[str] = set()
         self.tables: list[pa.Table] = []
 
-    def add(self, uris: Iterable[str], known: dict[str, ClipSighting], stamps: Stamps) -> None:
+    def add(self, uris: Iterable[str], known: dict[str, ClipRecord], stamps: Stamps) -> None:
         new = [uri for uri in uris if uri not in self._seen]
         self._seen.update(new)
         found = []
@@ -207,7 +207,7 @@ class _KnownClips:
                 found.append(missing_clip(uri, known.get(uri)))
             elif uri in known:
                 found.append(replace(known[uri], missing=False))
-        self.tables.append(sighting_table(found))
+        self.tables.append(clip_table(found))
 
 
 class _Batches:
@@ -332,7 +332,7 @@ def _lay_out(runtime: Runtime, of: BatchRef, number: int, batch: Batch) -> Batch
     return replace(of, batch=number, rows=len(batch.rows))
 
 
-def _recognise(build: Build, batch: Batch, stamps: Stamps, known: dict[str, ClipSighting]) -> None:
+def _recognise(build: Build, batch: Batch, stamps: Stamps, known: dict[str, ClipRecord]) -> None:
     """Give clips seen before what is known of them, and reject those known to be out of reach."""
     policy, again = build.plan.settings.audio, set(build.gates.retry_reasons)
     for uri, clip in batch.clips.items():
@@ -349,7 +349,7 @@ def _recognise(build: Build, batch: Batch, stamps: Stamps, known: dict[str, Clip
 
 
 def _recall_clip(
-    clip: ClipState, seen: ClipSighting, policy: AudioSettings, again: Collection[str]
+    clip: ClipState, seen: ClipRecord, policy: AudioSettings, again: Collection[str]
 ) -> None:
     """Take what an earlier build knows of a clip, as far as it holds now."""
     same = seen.stamp == clip.stamp

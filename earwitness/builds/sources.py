@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from earwitness.builds.batch import Segment, stands
 from earwitness.builds.layout import Build
 from earwitness.cache import Lookup, StoredTable
-from earwitness.cache.tables import outcome_row, sighting_row, uri_key
+from earwitness.cache.tables import clip_row, outcome_row, uri_key
 from earwitness.errors import BuildNotFoundError, BuildVersionError
 from earwitness.storage import Store
 
@@ -149,8 +149,8 @@ class _UnfinishedShards:
                 if self._outcomes:
                     yield from _outcome_rows(segment)
                 else:
-                    for seen in segment.sightings():
-                        yield {"key": uri_key(seen.uri), **sighting_row(seen)}
+                    for seen in segment.clip_records():
+                        yield {"key": uri_key(seen.uri), **clip_row(seen)}
             except FileNotFoundError:
                 continue  # published, or removed, just now
 

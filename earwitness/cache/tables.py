@@ -1,4 +1,4 @@
-"""The two tables as Arrow: outcomes by cache key, clip sightings by URI."""
+"""The two tables as Arrow: outcomes by cache key, clip clip_records by URI."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _SOUNDS: Any = pa.list_(
         ]
     )
 )
-_SIGHTING_FIELDS: list[pa.Field[Any]] = [
+_CLIP_FIELDS: list[pa.Field[Any]] = [
     pa.field("uri", pa.string()),
     pa.field("stamp", pa.string()),
     pa.field("sha256", pa.string()),
@@ -67,11 +67,11 @@ _SIGHTING_FIELDS: list[pa.Field[Any]] = [
 ]
 _KEY: pa.Field[Any] = pa.field("key", pa.binary(32))
 OUTCOME_SCHEMA = pa.schema([_KEY, *_OUTCOME_FIELDS])
-SIGHTING_SCHEMA = pa.schema([_KEY, *_SIGHTING_FIELDS])
+CLIP_SCHEMA = pa.schema([_KEY, *_CLIP_FIELDS])
 
 
 @dataclass(frozen=True, slots=True)
-class ClipSighting:
+class ClipRecord:
     """What reading a URI once told: its content's SHA-256 and facts, or why it cannot be had.
 
     Attributes:
@@ -161,28 +161,28 @@ def outcome_table(outcomes: Iterable[Outcome]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=OUTCOME_SCHEMA)
 
 
-def sighting_row(sighting: ClipSighting) -> dict[str, Any]:
-    """A sighting as a row of `SIGHTING_COLUMNS`."""
-    facts = sighting.facts
+def clip_row(clip_record: ClipRecord) -> dict[str, Any]:
+    """A clip_record as a row of `SIGHTING_COLUMNS`."""
+    facts = clip_record.facts
     return {
-        "uri": sighting.uri,
-        "stamp": sighting.stamp,
-        "sha256": sighting.sha256,
-        **_rejection_columns(facts.fault if facts else sighting.rejection),
+        "uri": clip_record.uri,
+        "stamp": clip_record.stamp,
+        "sha256": clip_record.sha256,
+        **_rejection_columns(facts.fault if facts else clip_record.rejection),
         "container": facts.container if facts else None,
         "facts_version": facts.version if facts else None,
         "duration_s": facts.duration_s if facts else None,
         "longer_than_s": facts.longer_than_s if facts else None,
         "sounds": [asdict(sound) for sound in facts.sounds] if facts else None,
-        "missing": sighting.missing,
+        "missing": clip_record.missing,
     }
 
 
-def sighting_from_row(row: dict[str, Any]) -> ClipSighting:
-    """The sighting a row of `SIGHTING_COLUMNS` holds."""
+def clip_from_row(row: dict[str, Any]) -> ClipRecord:
+    """The clip_record a row of `SIGHTING_COLUMNS` holds."""
     uri, stamp, sha256, rejection = row["uri"], row["stamp"], row["sha256"], _rejection(row)
     if row["container"] is None:
-        return ClipSighting(uri, stamp, sha256, rejection, missing=row["missing"])
+        return ClipRecord(uri, stamp, sha256, rejection, missing=row["missing"])
     facts = ClipFacts(
         row["container"],
         row["facts_version"],
@@ -191,13 +191,13 @@ def sighting_from_row(row: dict[str, Any]) -> ClipSighting:
         tuple(HeardSound(**sound) for sound in row["sounds"]),
         rejection,
     )
-    return ClipSighting(uri, stamp, sha256, None, facts, row["missing"])
+    return ClipRecord(uri, stamp, sha256, None, facts, row["missing"])
 
 
-def sighting_table(sightings: Iterable[ClipSighting]) -> pa.Table:
+def clip_table(clip_records: Iterable[ClipRecord]) -> pa.Table:
     """Sightings in the clip table's schema."""
-    rows = [{"key": uri_key(seen.uri), **sighting_row(seen)} for seen in sightings]
-    return pa.Table.from_pylist(rows, schema=SIGHTING_SCHEMA)
+    rows = [{"key": uri_key(seen.uri), **clip_row(seen)} for seen in clip_records]
+    return pa.Table.from_pylist(rows, schema=CLIP_SCHEMA)
 
 
 def still_right(outcome: Outcome, max_tokens: int, max_model_len: int | None) -> bool:

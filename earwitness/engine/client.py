@@ -7,9 +7,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from earwitness.engine.address import EngineAddress, ServedModel
+from earwitness.engine.endpoints import Endpoint, Endpoints
 from earwitness.engine.given import borrowed_address, given_addresses, in_flight, pick_model
 from earwitness.engine.keepers import AddressKeeper, ServerKeeper
-from earwitness.engine.lanes import Lane, Lanes
 from earwitness.engine.replies import parse_metrics
 from earwitness.engine.server import EngineServer
 from earwitness.engine.suspects import Case, Judge
@@ -76,7 +76,7 @@ class Engine:
                     "no model is given: add --model, or --engine with the address of a running "
                     "engine"
                 )
-            self._lanes = Lanes([Lane(None)], room=room, meter=meter)
+            self._endpoints = Endpoints([Endpoint(None)], room=room, meter=meter)
             server = EngineServer(
                 settings,
                 model,
@@ -85,7 +85,7 @@ class Engine:
                 log_path=log_path,
             )
             self._keeper = ServerKeeper(
-                self._lanes,
+                self._endpoints,
                 server,
                 max_restarts=settings.max_restarts,
                 stall_s=settings.stall_timeout_s,
@@ -96,16 +96,16 @@ class Engine:
                 if shared is None
                 else [borrowed_address(shared)]
             )
-            lanes = [Lane(address) for address in addresses]
-            self._lanes = Lanes(lanes, room=room, meter=meter, shared=shared is None)
+            endpoints = [Endpoint(address) for address in addresses]
+            self._endpoints = Endpoints(endpoints, room=room, meter=meter, shared=shared is None)
             self._keeper = AddressKeeper(
-                self._lanes,
+                self._endpoints,
                 timeout_s=unavailable_timeout_s,
                 stall_s=settings.stall_timeout_s,
                 borrowed=shared is not None,
             )
-        self._judge = Judge(self._lanes, self._keeper, busy_timeout_s=unavailable_timeout_s)
-        self.account = Accountant(self._lanes, borrowed=shared is not None)
+        self._judge = Judge(self._endpoints, self._keeper, busy_timeout_s=unavailable_timeout_s)
+        self.account = Accountant(self._endpoints, borrowed=shared is not None)
 
     @property
     def requests_sent(self) -> int:
@@ -115,12 +115,12 @@ class Engine:
     @property
     def room(self) -> int:
         """Questions worth having ready at once: what all engines together hold in flight."""
-        return self._lanes.room * len(self._lanes.all)
+        return self._endpoints.room * len(self._endpoints.all)
 
     @property
     def failure(self) -> EarwitnessError | None:
         """Why nobody will be answered; None while there is hope."""
-        return self._lanes.failure
+        return self._endpoints.failure
 
     @property
     def server(self) -> EngineServer | None:
@@ -144,10 +144,12 @@ class Engine:
         try:
             await self._keeper.start()
             if not self._own:
-                for lane in self._lanes.all:
-                    if lane.up and lane.address is not None:
-                        self._model = pick_model(self._model, await lane.address.served_models())
-            self._lanes.model = self._model or ""
+                for endpoint in self._endpoints.all:
+                    if endpoint.up and endpoint.address is not None:
+                        self._model = pick_model(
+                            self._model, await endpoint.address.served_models()
+                        )
+            self._endpoints.model = self._model or ""
             await self.account.begin()
         except EngineUnavailableError:
             # it may pass: whoever asks next tries again
@@ -178,59 +180,61 @@ class Engine:
                     return result
         finally:
             if case.home is not None:
-                self._lanes.clear_suspect(case.home)
+                self._endpoints.clear_suspect(case.home)
 
     async def _try(self, request: Request, case: Case) -> Answer | Rejection | None:
-        lane = await self._enter(case)
+        endpoint = await self._enter(case)
         alone = case.home is not None
         try:
             known = await self._judge.known(request, case) if self._judge.doubts(case) else None
-            result = known or await self._send(request, case, lane)
+            result = known or await self._send(request, case, endpoint)
         finally:
             if alone:
-                self._lanes.leave_alone(lane)
+                self._endpoints.leave_alone(endpoint)
             else:
-                self._lanes.leave(lane)
-        if result is None and lane.up:
+                self._endpoints.leave(endpoint)
+        if result is None and endpoint.up:
             await case.back_off()
         return result
 
-    async def _enter(self, case: Case) -> Lane:
+    async def _enter(self, case: Case) -> Endpoint:
         if case.home is None:
-            return await self._lanes.enter()
-        # on its way in the suspect may move to another lane, or be cancelled: the lanes know
+            return await self._endpoints.enter()
+        # while it waits the suspect may move to another endpoint, or be cancelled: they know
         home, case.home = case.home, None
         patience_s = min(_SUSPECT_PATIENCE_S, self._timeout_s)
-        case.home = await self._lanes.enter_alone(home, patience_s=patience_s)
+        case.home = await self._endpoints.enter_alone(home, patience_s=patience_s)
         return case.home
 
-    async def _send(self, request: Request, case: Case, lane: Lane) -> Answer | Rejection | None:
-        address, deaths = lane.address, lane.deaths
+    async def _send(
+        self, request: Request, case: Case, endpoint: Endpoint
+    ) -> Answer | Rejection | None:
+        address, deaths = endpoint.address, endpoint.deaths
         if address is None:
             return None
         self._requests_sent += 1
-        self._lanes.meter.begin(lane)
+        self._endpoints.meter.begin(endpoint)
         try:
             result = await address.ask(request, self._model or "")
         except ModelIdentityError as error:
-            if not self._leave_out(lane, deaths, error):
+            if not self._leave_out(endpoint, deaths, error):
                 raise
             return None
         finally:
-            self._lanes.meter.end(lane)
+            self._endpoints.meter.end(endpoint)
         if isinstance(result, Answer):
-            self._judge.heard(lane)
+            self._judge.heard(endpoint)
         if isinstance(result, Answer | Rejection):
             return result
-        return await self._judge.settle(result, case, lane, deaths=deaths)
+        return await self._judge.settle(result, case, endpoint, deaths=deaths)
 
-    def _leave_out(self, lane: Lane, deaths: int, error: ModelIdentityError) -> bool:
+    def _leave_out(self, endpoint: Endpoint, deaths: int, error: ModelIdentityError) -> bool:
         """One engine that came back with another model is no reason to stop asking the others."""
-        if self._own or not any(one.up for one in self._lanes.all if one is not lane):
+        if self._own or not any(one.up for one in self._endpoints.all if one is not endpoint):
             return False
-        if lane.deaths == deaths and lane.up:
-            self._lanes.mark_down(lane)
-            self._keeper.revive(lane, why=str(error))
+        if endpoint.deaths == deaths and endpoint.up:
+            self._endpoints.mark_down(endpoint)
+            self._keeper.restart(endpoint, why=str(error))
         return True
 
     async def served_models(self) -> list[ServedModel]:
@@ -251,10 +255,10 @@ class Engine:
 
         It is for the record only: no engine is started or waited for because of it.
         """
-        for lane in self._lanes.all:
-            if lane.up and lane.address is not None:
+        for endpoint in self._endpoints.all:
+            if endpoint.up and endpoint.address is not None:
                 with suppress(EngineUnavailableError):
-                    return await lane.address.version()
+                    return await endpoint.address.version()
         return ""
 
     async def metrics(self) -> dict[str, float]:
@@ -272,16 +276,18 @@ class Engine:
             EngineUnavailableError: One of the engines does not answer.
         """
         await self.start()
-        addresses = [lane.address for lane in self._lanes.all if lane.up and lane.address]
+        addresses = [
+            endpoint.address for endpoint in self._endpoints.all if endpoint.up and endpoint.address
+        ]
         return "".join([await address.metrics_text() for address in addresses])
 
     async def _first_up(self) -> EngineAddress:
-        # called by the start itself, too: then the lanes are known already
-        if not self._lanes.any_up:
+        # called by the start itself, too: then the endpoints are known already
+        if not self._endpoints.any_up:
             await self.start()
-        for lane in self._lanes.all:
-            if lane.up and lane.address is not None:
-                return lane.address
+        for endpoint in self._endpoints.all:
+            if endpoint.up and endpoint.address is not None:
+                return endpoint.address
         raise EngineUnavailableError("no engine answers")
 
     async def close(self) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from earwitness.engine.address import EngineAddress
-    from earwitness.engine.lanes import Lane, Lanes
+    from earwitness.engine.endpoints import Endpoint, Endpoints
 
 
 _TRIES = 3
@@ -33,7 +33,7 @@ _PAUSE_S = 0.5
 _WORK = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total", "vllm:request_success_total")
 
 
-class Pulse(Enum):
+class Probe(Enum):
     """What an engine shows of life."""
 
     ANSWERS = "answers"
@@ -61,7 +61,7 @@ class _Ping:
         """What it answers is nothing to us."""
 
 
-async def feel_all(address: EngineAddress, model: str, *, patience_s: float) -> Pulse:
+async def probe_all(address: EngineAddress, model: str, *, patience_s: float) -> Probe:
     """Finds out whether an engine answers, each of its replicas by itself.
 
     Args:
@@ -75,14 +75,14 @@ async def feel_all(address: EngineAddress, model: str, *, patience_s: float) -> 
     ranks = list(await replicas_work(address))
     asked = ranks if len(ranks) > 1 else [None]
     shown = await asyncio.gather(
-        *(feel(address, model, patience_s=patience_s, rank=rank) for rank in asked)
+        *(probe_replica(address, model, patience_s=patience_s, rank=rank) for rank in asked)
     )
-    return next((pulse for pulse in (Pulse.NONE, Pulse.BUSY) if pulse in shown), Pulse.ANSWERS)
+    return next((probe for probe in (Probe.NONE, Probe.BUSY) if probe in shown), Probe.ANSWERS)
 
 
-async def feel(
+async def probe_replica(
     address: EngineAddress, model: str, *, patience_s: float, rank: int | None = None
-) -> Pulse:
+) -> Probe:
     """Finds out whether an engine answers.
 
     An engine at work on long answers may let a short question wait for its turn: while its
@@ -104,17 +104,17 @@ async def feel(
         try:
             said = await address.ask(_Ping(), model, timeout_s=patience_s, rank=rank)
         except (EngineUnavailableError, ModelIdentityError, CredentialsError, SettingsError):
-            return Pulse.NONE
+            return Probe.NONE
         if not isinstance(said, Setback):
-            return Pulse.ANSWERS
+            return Probe.ANSWERS
         if said.trouble is Trouble.BUSY:
-            return Pulse.BUSY
+            return Probe.BUSY
         if said.trouble is Trouble.TIMEOUT:
             done = await _done(address, rank)
             works = done is not None and done_before is not None and done > done_before
-            return Pulse.BUSY if works else Pulse.NONE
+            return Probe.BUSY if works else Probe.NONE
     # a replica that hangs says nothing at all
-    return Pulse.NONE if rank is None else Pulse.BUSY
+    return Probe.NONE if rank is None else Probe.BUSY
 
 
 async def _done(address: EngineAddress, rank: int | None) -> float | None:
@@ -161,74 +161,76 @@ _SEVERAL = 2
 
 
 class Watchdog:
-    """Looks after lanes that have requests in flight and give no reply.
+    """Looks after endpoints that have requests in flight and give no reply.
 
     An engine that thinks for minutes is no engine that hangs, so three things must come together:
     no reply for a time, counters of tokens that stand still, and a question of our own that is
     not answered either.
 
     Args:
-        lanes: All lanes.
-        stall_s: How long a lane may show nothing.
+        endpoints: All endpoints.
+        stall_s: How long an endpoint may show nothing.
         asks: Ask a question of our own; False over a worker's front, which says itself how its
             engine is.
     """
 
-    def __init__(self, lanes: Lanes, *, stall_s: float, asks: bool = True) -> None:
+    def __init__(self, endpoints: Endpoints, *, stall_s: float, asks: bool = True) -> None:
         self._stall_s = stall_s
-        self._lanes = lanes
+        self._endpoints = endpoints
         self._asks = asks
         self._patience_s = min(_LONGEST_PATIENCE_S, stall_s / 2)
         self._look_s = min(_LONGEST_LOOK_S, stall_s / 8)
-        self._feeling: dict[Lane, asyncio.Task[Pulse]] = {}
+        self._probing: dict[Endpoint, asyncio.Task[Probe]] = {}
 
-    async def pulse(self, lane: Lane) -> Pulse:
-        """Finds out whether a lane's engine answers; who asks at the same time shares the reply.
+    async def probe(self, endpoint: Endpoint) -> Probe:
+        """Finds out whether an endpoint's engine answers; callers at the same time share a reply.
 
         Args:
-            lane: The lane.
+            endpoint: The endpoint.
         """
-        feeling = self._feeling.get(lane)
+        feeling = self._probing.get(endpoint)
         if feeling is None:
-            feeling = self._feeling[lane] = asyncio.create_task(self._feel(lane))
-            feeling.add_done_callback(lambda _: self._feeling.pop(lane, None))
+            feeling = self._probing[endpoint] = asyncio.create_task(self._probe(endpoint))
+            feeling.add_done_callback(lambda _: self._probing.pop(endpoint, None))
         return await asyncio.shield(feeling)
 
-    async def _feel(self, lane: Lane) -> Pulse:
-        if lane.address is None:
-            return Pulse.NONE
+    async def _probe(self, endpoint: Endpoint) -> Probe:
+        if endpoint.address is None:
+            return Probe.NONE
         if not self._asks:
-            return Pulse.ANSWERS if await lane.address.healthy() else Pulse.NONE
-        return await feel_all(lane.address, self._lanes.model, patience_s=self._patience_s)
+            return Probe.ANSWERS if await endpoint.address.healthy() else Probe.NONE
+        return await probe_all(endpoint.address, self._endpoints.model, patience_s=self._patience_s)
 
-    async def find_hangs(self, lane: Lane, revive: Callable[[Lane, str], None]) -> None:
-        """Has a lane brought back each time it hangs; ends only by being cancelled.
+    async def find_hangs(
+        self, endpoint: Endpoint, restart: Callable[[Endpoint, str], None]
+    ) -> None:
+        """Has an endpoint brought back each time it hangs; ends only by being cancelled.
 
         Args:
-            lane: The lane.
-            revive: Brings it back; is told why.
+            endpoint: The endpoint.
+            restart: Brings it back; is told why.
         """
         while True:
-            looks = [asyncio.create_task(self.hang(lane))]
+            looks = [asyncio.create_task(self.hang(endpoint))]
             if self._asks:
-                looks.append(asyncio.create_task(self.silent_replica(lane)))
+                looks.append(asyncio.create_task(self.silent_replica(endpoint)))
             try:
                 done, _ = await asyncio.wait(looks, return_when=asyncio.FIRST_COMPLETED)
                 what = done.pop().result()
             finally:
                 for look in looks:
                     look.cancel()
-            self._lanes.mark_down(lane)
-            revive(lane, f"{what} showed no activity for {self._stall_s:g} s")
+            self._endpoints.mark_down(endpoint)
+            restart(endpoint, f"{what} showed no activity for {self._stall_s:g} s")
 
-    async def silent_replica(self, lane: Lane) -> str:
-        """Waits until one of several replicas behind a lane hangs, which may be never.
+    async def silent_replica(self, endpoint: Endpoint) -> str:
+        """Waits until one of several replicas behind an endpoint hangs, which may be never.
 
-        The others answer meanwhile, so that the lane itself is never quiet. A replica whose
+        The others answer meanwhile, so that the endpoint itself is never quiet. A replica whose
         counters stand still may have nothing to do: it is asked a question of our own.
 
         Args:
-            lane: A lane that is up, or will be.
+            endpoint: An endpoint that is up, or will be.
 
         Returns:
             Which replica.
@@ -237,12 +239,12 @@ class Watchdog:
         alone_since_death = -1
         while True:
             await asyncio.sleep(self._look_s)
-            deaths = lane.deaths
-            works = lane.up and lane.in_flight and lane.address is not None
-            if not works or lane.address is None or deaths == alone_since_death:
+            deaths = endpoint.deaths
+            works = endpoint.up and endpoint.in_flight and endpoint.address is not None
+            if not works or endpoint.address is None or deaths == alone_since_death:
                 seen = {}
                 continue
-            work, now_s = await replicas_work(lane.address), time.monotonic()
+            work, now_s = await replicas_work(endpoint.address), time.monotonic()
             if len(work) == 1:  # it stays so until the engine is another one
                 alone_since_death = deaths
             if len(work) < _SEVERAL:
@@ -251,17 +253,19 @@ class Watchdog:
                 if seen.get(rank, (None, 0.0))[0] != done:
                     seen[rank] = (done, now_s)
             for rank in [r for r in work if now_s - seen[r][1] >= self._stall_s]:
-                model, patience_s = self._lanes.model, self._patience_s
-                shown = await feel(lane.address, model, patience_s=patience_s, rank=rank)
-                if shown is Pulse.NONE and lane.up and lane.deaths == deaths:
+                model, patience_s = self._endpoints.model, self._patience_s
+                shown = await probe_replica(
+                    endpoint.address, model, patience_s=patience_s, rank=rank
+                )
+                if shown is Probe.NONE and endpoint.up and endpoint.deaths == deaths:
                     return f"its replica {rank}"
                 seen.pop(rank)
 
-    async def hang(self, lane: Lane) -> str:
-        """Waits until a lane hangs, which may be never.
+    async def hang(self, endpoint: Endpoint) -> str:
+        """Waits until an endpoint hangs, which may be never.
 
         Args:
-            lane: A lane that is up, or will be.
+            endpoint: An endpoint that is up, or will be.
 
         Returns:
             What hangs: all of it.
@@ -270,73 +274,77 @@ class Watchdog:
         while True:
             await asyncio.sleep(self._look_s)
             now_s = time.monotonic()
-            if not lane.up or not lane.in_flight or lane.heard_s != heard_s:
-                quiet_since_s, heard_s, done = now_s, lane.heard_s, None
+            if not endpoint.up or not endpoint.in_flight or endpoint.heard_s != heard_s:
+                quiet_since_s, heard_s, done = now_s, endpoint.heard_s, None
                 continue
             quiet_s = now_s - quiet_since_s
-            if lane.address is None or quiet_s < self._stall_s / 2:
+            if endpoint.address is None or quiet_s < self._stall_s / 2:
                 continue
-            done_before, done = done, await work_done(lane.address)
+            done_before, done = done, await work_done(endpoint.address)
             if done_before is not None and done is not None and done > done_before:
                 # at work: half the time again from here
                 quiet_since_s = now_s - self._stall_s / 2
             elif quiet_s >= self._stall_s:
-                if await self._shows_nothing(lane, done):
+                if await self._shows_nothing(endpoint, done):
                     return "it"
                 quiet_since_s = now_s
 
-    async def _shows_nothing(self, lane: Lane, done: float | None) -> bool:
-        deaths = lane.deaths
+    async def _shows_nothing(self, endpoint: Endpoint, done: float | None) -> bool:
+        deaths = endpoint.deaths
         # an engine that listens but has no counters may be at work: its requests' limit decides
-        if lane.address is None or (done is None and await lane.address.healthy() is not None):
+        if endpoint.address is None or (
+            done is None and await endpoint.address.healthy() is not None
+        ):
             return False
-        silent = await self.pulse(lane) is Pulse.NONE
-        return silent and lane.up and lane.deaths == deaths
+        silent = await self.probe(endpoint) is Probe.NONE
+        return silent and endpoint.up and endpoint.deaths == deaths
 
     async def close(self) -> None:
         """Ends what it has begun."""
-        for feeling in list(self._feeling.values()):
+        for feeling in list(self._probing.values()):
             feeling.cancel()
-        if self._feeling:
-            await asyncio.wait(self._feeling.values())
+        if self._probing:
+            await asyncio.wait(self._probing.values())
 
 
-class Revivals:
-    """The tasks that bring lanes back, one a lane; if one fails nobody waits for ever.
+class Restarts:
+    """The tasks that bring endpoints back, one an endpoint; if one fails nobody waits for ever.
 
     Args:
-        lanes: Told when a lane will not come back.
+        endpoints: Told when an endpoint will not come back.
     """
 
-    def __init__(self, lanes: Lanes) -> None:
-        self._lanes = lanes
-        self._tasks: dict[Lane, asyncio.Task[None]] = {}
+    def __init__(self, endpoints: Endpoints) -> None:
+        self._endpoints = endpoints
+        self._tasks: dict[Endpoint, asyncio.Task[None]] = {}
         self._closed = False
 
-    def begin(self, lane: Lane, bring_back: Callable[[Lane], Coroutine[None, None, None]]) -> bool:
-        """Begins to bring a lane back, unless that is under way or all is over.
+    def begin(
+        self, endpoint: Endpoint, bring_back: Callable[[Endpoint], Coroutine[None, None, None]]
+    ) -> bool:
+        """Begins to bring an endpoint back, unless that is under way or all is over.
 
         Args:
-            lane: The dead lane.
+            endpoint: The dead endpoint.
             bring_back: Does it.
 
         Returns:
             True if it began.
         """
-        task = self._tasks.get(lane)
+        task = self._tasks.get(endpoint)
         if self._closed or (task is not None and not task.done()):
             return False
-        lane.deaths += 1
-        task = asyncio.create_task(bring_back(lane))
+        endpoint.deaths += 1
+        task = asyncio.create_task(bring_back(endpoint))
         task.add_done_callback(self._on_done)
-        self._tasks[lane] = task
+        self._tasks[endpoint] = task
         return True
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             known = error if isinstance(error, EarwitnessError) else None
-            self._lanes.fail(
+            self._endpoints.fail(
                 known or EngineUnavailableError(f"the engine cannot be restarted: {error!r}")
             )
 
@@ -347,4 +355,4 @@ class Revivals:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks.values())
-        self._lanes.fail(EngineUnavailableError("the connection to the engine was closed"))
+        self._endpoints.fail(EngineUnavailableError("the connection to the engine was closed"))

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from earwitness.engine.health import Pulse, Revivals, Watchdog
+from earwitness.engine.health import Probe, Restarts, Watchdog
 from earwitness.errors import (
     EngineStartError,
     EngineUnavailableError,
@@ -17,12 +17,12 @@ from earwitness.errors import (
 from earwitness.progress import EngineReady, EngineStarting, tell
 
 if TYPE_CHECKING:
-    from earwitness.engine.lanes import Lane, Lanes
+    from earwitness.engine.endpoints import Endpoint, Endpoints
     from earwitness.engine.server import EngineServer
 
 
 class Keeper(Protocol):
-    """Starts lanes, says whether one died, and brings it back.
+    """Starts endpoints, says whether one died, and brings it back.
 
     Attributes:
         kills_to_convict: How often a request must kill an engine while alone with it.
@@ -34,27 +34,27 @@ class Keeper(Protocol):
     shared: bool
 
     async def start(self) -> None:
-        """Brings the first lane up, or raises."""
+        """Brings the first endpoint up, or raises."""
 
-    async def died(self, lane: Lane) -> bool:
-        """Whether a lane that gave trouble is dead.
+    async def died(self, endpoint: Endpoint) -> bool:
+        """Whether an endpoint that gave trouble is dead.
 
         Args:
-            lane: The lane.
+            endpoint: The endpoint.
         """
 
-    async def pulse(self, lane: Lane) -> Pulse:
-        """Whether a lane's engine answers a question of our own.
+    async def probe(self, endpoint: Endpoint) -> Probe:
+        """Whether an endpoint's engine answers a question of our own.
 
         Args:
-            lane: The lane.
+            endpoint: The endpoint.
         """
 
-    def revive(self, lane: Lane, why: str = "") -> None:
-        """Begins to bring a dead lane back; does nothing if that is under way.
+    def restart(self, endpoint: Endpoint, why: str = "") -> None:
+        """Begins to bring a dead endpoint back; does nothing if that is under way.
 
         Args:
-            lane: The lane.
+            endpoint: The endpoint.
             why: What is wrong with an engine that runs but does not answer.
         """
 
@@ -62,7 +62,7 @@ class Keeper(Protocol):
         """Takes note that records are known to have caused these deaths.
 
         Args:
-            deaths: Numbers of deaths (`Lane.deaths` as each left it).
+            deaths: Numbers of deaths (`Endpoint.deaths` as each left it).
         """
 
     async def close(self) -> None:
@@ -79,7 +79,7 @@ class AddressKeeper:
     """Watches given addresses; whoever runs the engines restarts them.
 
     Args:
-        lanes: One lane an address.
+        endpoints: One endpoint an address.
         timeout_s: How long all of them may be down.
         stall_s: How long an engine with requests in flight may show no life.
         borrowed: The one address is a worker's front, which looks after its engine itself.
@@ -90,14 +90,14 @@ class AddressKeeper:
     shared = True
 
     def __init__(
-        self, lanes: Lanes, *, timeout_s: float, stall_s: float, borrowed: bool = False
+        self, endpoints: Endpoints, *, timeout_s: float, stall_s: float, borrowed: bool = False
     ) -> None:
-        self._lanes = lanes
+        self._endpoints = endpoints
         self._timeout_s = timeout_s
-        self._watchdog = Watchdog(lanes, stall_s=stall_s, asks=not borrowed)
+        self._watchdog = Watchdog(endpoints, stall_s=stall_s, asks=not borrowed)
         self._watches: list[asyncio.Task[None]] = []
-        self._revivals = Revivals(lanes)
-        self._whys: dict[Lane, str] = {}
+        self._restarts = Restarts(endpoints)
+        self._whys: dict[Endpoint, str] = {}
 
     async def start(self) -> None:
         """Waits until at least one address answers.
@@ -106,53 +106,55 @@ class AddressKeeper:
             EngineUnavailableError: None did within the time allowed.
         """
         await self._end_watches()
-        healthy = await asyncio.gather(*(self._healthy(lane) for lane in self._lanes.all))
-        for lane, is_up in zip(self._lanes.all, healthy, strict=True):
+        healthy = await asyncio.gather(
+            *(self._healthy(endpoint) for endpoint in self._endpoints.all)
+        )
+        for endpoint, is_up in zip(self._endpoints.all, healthy, strict=True):
             if is_up:
-                self._lanes.mark_up(lane)
+                self._endpoints.mark_up(endpoint)
             else:
-                self.revive(lane)
+                self.restart(endpoint)
         loop = asyncio.get_running_loop()
         limit = loop.time() + self._timeout_s
-        while not self._lanes.any_up:
+        while not self._endpoints.any_up:
             if loop.time() > limit:
                 raise self._unavailable()
             await asyncio.sleep(_FIRST_PROBE_S)
         self._watches = [
-            asyncio.create_task(self._watchdog.find_hangs(lane, self.revive))
-            for lane in self._lanes.all
+            asyncio.create_task(self._watchdog.find_hangs(endpoint, self.restart))
+            for endpoint in self._endpoints.all
         ]
 
-    async def died(self, lane: Lane) -> bool:
+    async def died(self, endpoint: Endpoint) -> bool:
         """Whether the engine at this address is dead.
 
         Args:
-            lane: Its lane.
+            endpoint: Its endpoint.
         """
-        if not lane.up or lane.address is None:
+        if not endpoint.up or endpoint.address is None:
             return True
-        return await lane.address.healthy() is False
+        return await endpoint.address.healthy() is False
 
-    async def pulse(self, lane: Lane) -> Pulse:
+    async def probe(self, endpoint: Endpoint) -> Probe:
         """Whether the engine answers a question of our own.
 
         Args:
-            lane: Its lane.
+            endpoint: Its endpoint.
         """
-        return await self._watchdog.pulse(lane)
+        return await self._watchdog.probe(endpoint)
 
-    def revive(self, lane: Lane, why: str = "") -> None:
+    def restart(self, endpoint: Endpoint, why: str = "") -> None:
         """Looks after the address until it answers again.
 
         Args:
-            lane: Its lane.
+            endpoint: Its endpoint.
             why: What is wrong with an engine that still listens.
         """
-        if self._revivals.begin(lane, self._wait_for):
-            lane.hung = bool(why)
-            self._whys[lane] = why
+        if self._restarts.begin(endpoint, self._wait_for):
+            endpoint.hung = bool(why)
+            self._whys[endpoint] = why
             self._tell(
-                "gets no requests until it answers again", lane, why or "it cannot be reached"
+                "gets no requests until it answers again", endpoint, why or "it cannot be reached"
             )
 
     def explain(self, deaths: set[int]) -> None:
@@ -162,54 +164,54 @@ class AddressKeeper:
             deaths: Their numbers.
         """
 
-    async def _wait_for(self, lane: Lane) -> None:
+    async def _wait_for(self, endpoint: Endpoint) -> None:
         loop = asyncio.get_running_loop()
         limit = loop.time() + self._timeout_s
         pause_s = _FIRST_PROBE_S
-        if lane.hung and lane.address is not None:
+        if endpoint.hung and endpoint.address is not None:
             # its requests would wait for nothing until their time is over
-            await lane.address.hang_up()
-        while not await self._alive(lane):
-            if loop.time() > limit and not self._lanes.any_up:
-                self._lanes.fail(self._unavailable())
+            await endpoint.address.hang_up()
+        while not await self._alive(endpoint):
+            if loop.time() > limit and not self._endpoints.any_up:
+                self._endpoints.fail(self._unavailable())
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PROBE_S)
-        self._lanes.mark_up(lane)
-        self._tell("answers again", lane)
+        self._endpoints.mark_up(endpoint)
+        self._tell("answers again", endpoint)
 
-    async def _alive(self, lane: Lane) -> bool:
+    async def _alive(self, endpoint: Endpoint) -> bool:
         """True when it is the engine we knew, and answers more than `/health`."""
-        if not await self._healthy(lane) or lane.address is None:
+        if not await self._healthy(endpoint) or endpoint.address is None:
             return False
-        if not self._lanes.model:
+        if not self._endpoints.model:
             return True
         try:
-            names = [card.id for card in await lane.address.served_models()]
-            if self._lanes.model not in names:
+            names = [card.id for card in await endpoint.address.served_models()]
+            if self._endpoints.model not in names:
                 raise ModelIdentityError(
-                    f"the engine at {lane.address.url} now serves {', '.join(names)}, and no "
-                    f"longer {self._lanes.model}: start it with the model of this build"
+                    f"the engine at {endpoint.address.url} now serves {', '.join(names)}, and no "
+                    f"longer {self._endpoints.model}: start it with the model of this build"
                 )
         except EngineUnavailableError:
             return False
         except FatalError as error:
-            if not self._lanes.any_up:
-                self._lanes.fail(error)
+            if not self._endpoints.any_up:
+                self._endpoints.fail(error)
             return False
-        return await self._watchdog.pulse(lane) is not Pulse.NONE
+        return await self._watchdog.probe(endpoint) is not Probe.NONE
 
-    async def _healthy(self, lane: Lane) -> bool:
-        return lane.address is not None and bool(await lane.address.healthy())
+    async def _healthy(self, endpoint: Endpoint) -> bool:
+        return endpoint.address is not None and bool(await endpoint.address.healthy())
 
-    def _tell(self, what: str, lane: Lane, why: str = "") -> None:
-        if lane.address is not None:
-            _log.warning("the engine at %s %s%s", lane.address.url, what, why and f": {why}")
+    def _tell(self, what: str, endpoint: Endpoint, why: str = "") -> None:
+        if endpoint.address is not None:
+            _log.warning("the engine at %s %s%s", endpoint.address.url, what, why and f": {why}")
 
     def _unavailable(self) -> EngineUnavailableError:
         where = ", ".join(
-            lane.address.url + (f" ({why})" if (why := self._whys.get(lane)) else "")
-            for lane in self._lanes.all
-            if lane.address
+            endpoint.address.url + (f" ({why})" if (why := self._whys.get(endpoint)) else "")
+            for endpoint in self._endpoints.all
+            if endpoint.address
         )
         return EngineUnavailableError(
             f"no engine answered for {self._timeout_s:g} s at {where}: check the address, and "
@@ -226,10 +228,10 @@ class AddressKeeper:
         """Closes all connections."""
         await self._end_watches()
         await self._watchdog.close()
-        await self._revivals.close()
-        for lane in self._lanes.all:
-            if lane.address is not None:
-                await lane.address.close()
+        await self._restarts.close()
+        for endpoint in self._endpoints.all:
+            if endpoint.address is not None:
+                await endpoint.address.close()
 
 
 _LONGEST_PAUSE_S = 30.0
@@ -241,7 +243,7 @@ class ServerKeeper:
     """Keeps the engine of our own running.
 
     Args:
-        lanes: With exactly one lane.
+        endpoints: With exactly one endpoint.
         server: The engine.
         max_restarts: Unexplained deaths after which it gives up.
         stall_s: How long an engine with requests in flight may show no life.
@@ -257,7 +259,7 @@ class ServerKeeper:
 
     def __init__(
         self,
-        lanes: Lanes,
+        endpoints: Endpoints,
         server: EngineServer,
         *,
         max_restarts: int,
@@ -267,16 +269,16 @@ class ServerKeeper:
         forget_s: float = _FORGET_S,
     ) -> None:
         self.server = server
-        self._lanes = lanes
+        self._endpoints = endpoints
         self._max_restarts = max_restarts
         self._first_pause_s = first_pause_s
         self._watch_s = watch_s
         self._forget_s = forget_s
-        self._watchdog = Watchdog(lanes, stall_s=stall_s)
+        self._watchdog = Watchdog(endpoints, stall_s=stall_s)
         self._watches: list[asyncio.Task[None]] = []
         self._unexplained: set[int] = set()
         self._up_since_s = time.monotonic()
-        self._revivals = Revivals(lanes)
+        self._restarts = Restarts(endpoints)
         self._why = ""
 
     async def start(self) -> None:
@@ -285,70 +287,75 @@ class ServerKeeper:
         Raises:
             EngineStartError: It does not come up.
         """
-        lane = self._lanes.all[0]
-        self._lanes.meter.starting(lane)
-        await self._bring_up(lane)
+        endpoint = self._endpoints.all[0]
+        self._endpoints.meter.starting(endpoint)
+        await self._bring_up(endpoint)
         self._watches = [
-            asyncio.create_task(self._find_deaths(lane)),
-            asyncio.create_task(self._watchdog.find_hangs(lane, self.revive)),
+            asyncio.create_task(self._find_deaths(endpoint)),
+            asyncio.create_task(self._watchdog.find_hangs(endpoint, self.restart)),
         ]
 
-    async def _find_deaths(self, lane: Lane) -> None:
+    async def _find_deaths(self, endpoint: Endpoint) -> None:
         """Finds an engine that died while nobody asked it."""
         while True:
             await asyncio.sleep(self._watch_s)
             await asyncio.to_thread(self.server.note_memory)
-            deaths = lane.deaths
+            deaths = endpoint.deaths
             # whoever asks may see it die while we look, and see to it
-            if lane.up and await self.died(lane) and lane.up and lane.deaths == deaths:
-                self._lanes.mark_down(lane)
-                self.revive(lane)
+            if (
+                endpoint.up
+                and await self.died(endpoint)
+                and endpoint.up
+                and endpoint.deaths == deaths
+            ):
+                self._endpoints.mark_down(endpoint)
+                self.restart(endpoint)
 
-    async def _bring_up(self, lane: Lane) -> None:
+    async def _bring_up(self, endpoint: Endpoint) -> None:
         began_s = time.monotonic()
         tell(EngineStarting(self.server.model, str(self.server.log_path)))
-        lane.address = await self.server.start()
+        endpoint.address = await self.server.start()
         # a record is blamed for the next hang: the engine has to answer without it first
-        if lane.hung and await self._watchdog.pulse(lane) is Pulse.NONE:
+        if endpoint.hung and await self._watchdog.probe(endpoint) is Probe.NONE:
             await self.server.stop()
             silent = "it started, but does not answer a test request"
             raise EngineStartError(silent, str(self.server.log_path))
         self._up_since_s = time.monotonic()
         tell(EngineReady(self._up_since_s - began_s))
-        self._lanes.mark_up(lane)
+        self._endpoints.mark_up(endpoint)
 
-    async def died(self, lane: Lane) -> bool:
+    async def died(self, endpoint: Endpoint) -> bool:
         """Whether the engine is dead or dying.
 
         Args:
-            lane: Its lane.
+            endpoint: Its endpoint.
         """
-        if not lane.up or not self.server.alive() or lane.address is None:
+        if not endpoint.up or not self.server.alive() or endpoint.address is None:
             return True
         # vLLM tells requests first that its engine process is gone, then ends itself
-        return await lane.address.healthy() is False
+        return await endpoint.address.healthy() is False
 
-    async def pulse(self, lane: Lane) -> Pulse:
+    async def probe(self, endpoint: Endpoint) -> Probe:
         """Whether the engine answers a question of our own.
 
         Args:
-            lane: Its lane.
+            endpoint: Its endpoint.
         """
-        return await self._watchdog.pulse(lane)
+        return await self._watchdog.probe(endpoint)
 
-    def revive(self, lane: Lane, why: str = "") -> None:
+    def restart(self, endpoint: Endpoint, why: str = "") -> None:
         """Restarts the engine, unless that is under way.
 
         Args:
-            lane: Its lane.
+            endpoint: Its endpoint.
             why: What is wrong with it, when it still runs.
         """
-        if self._revivals.begin(lane, self._restart):
-            lane.hung = bool(why)
+        if self._restarts.begin(endpoint, self._restart):
+            endpoint.hung = bool(why)
             self._why = why
             if time.monotonic() - self._up_since_s >= self._forget_s:
                 self._unexplained.clear()
-            self._unexplained.add(lane.deaths)
+            self._unexplained.add(endpoint.deaths)
 
     def explain(self, deaths: set[int]) -> None:
         """Deaths that records caused do not count against the engine.
@@ -358,7 +365,7 @@ class ServerKeeper:
         """
         self._unexplained -= deaths
 
-    async def _restart(self, lane: Lane) -> None:
+    async def _restart(self, endpoint: Endpoint) -> None:
         failed_starts = 0
         while True:
             words, self._why = self._why, ""
@@ -366,7 +373,7 @@ class ServerKeeper:
                 await self.server.let_die()
                 words = self.server.last_words()
             await self.server.stop()
-            lane.address = None
+            endpoint.address = None
             tries = len(self._unexplained) + failed_starts
             if tries > self._max_restarts:
                 died = f"it ended unexpectedly {tries} times ({words})"
@@ -374,7 +381,7 @@ class ServerKeeper:
             _log.warning("the engine is restarted: %s", words)
             await asyncio.sleep(self._pause_s(tries))
             try:
-                await self._bring_up(lane)
+                await self._bring_up(endpoint)
             except EngineStartError as error:
                 failed_starts += 1
                 self._why = error.reason
@@ -393,5 +400,5 @@ class ServerKeeper:
         if self._watches:
             await asyncio.wait(self._watches)
         await self._watchdog.close()
-        await self._revivals.close()
+        await self._restarts.close()
         await self.server.stop()

@@ -16,14 +16,14 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from earwitness.engine.health import Pulse
+from earwitness.engine.health import Probe
 from earwitness.engine.replies import Setback, Trouble, steady
 from earwitness.errors import EngineUnavailableError
 from earwitness.records import Reason, Rejection, Stage
 
 if TYPE_CHECKING:
+    from earwitness.engine.endpoints import Endpoint, Endpoints
     from earwitness.engine.keepers import Keeper
-    from earwitness.engine.lanes import Lane, Lanes
     from earwitness.engine.wire import Request
 
 _MOST_FAILURES = 5
@@ -47,7 +47,7 @@ class Case:
     """One request's history over its tries.
 
     Attributes:
-        home: The lane it is a suspect of; None: no suspect.
+        home: The endpoint it is a suspect of; None: no suspect.
         digest: What is asked, clips included; known once it is a suspect.
         suspected_of: The deaths it may have caused, by number.
         strikes: See `Rejection.strikes`: those that earlier builds counted.
@@ -59,7 +59,7 @@ class Case:
         started_s: When it was asked first.
     """
 
-    home: Lane | None = None
+    home: Endpoint | None = None
     digest: bytes = b""
     suspected_of: set[int] = field(default_factory=set)
     strikes: int = 0
@@ -81,25 +81,25 @@ class Judge:
     """Decides over requests in trouble.
 
     Args:
-        lanes: All lanes.
+        endpoints: All endpoints.
         keeper: Tells whether an engine died, and brings it back.
         busy_timeout_s: How long an engine may go on saying that it has no room.
     """
 
-    def __init__(self, lanes: Lanes, keeper: Keeper, *, busy_timeout_s: float) -> None:
-        self._lanes = lanes
+    def __init__(self, endpoints: Endpoints, keeper: Keeper, *, busy_timeout_s: float) -> None:
+        self._endpoints = endpoints
         self._keeper = keeper
         self._busy_timeout_s = busy_timeout_s
         self._explained: set[int] = set()
         self._convicted_s: dict[bytes, tuple[float, Rejection]] = {}
 
-    def heard(self, lane: Lane) -> None:
+    def heard(self, endpoint: Endpoint) -> None:
         """Takes note that the engine works: it was the convicted records that killed it.
 
         Args:
-            lane: Where an answer came from.
+            endpoint: Where an answer came from.
         """
-        lane.heard_s = time.monotonic()
+        endpoint.heard_s = time.monotonic()
         # an engine that dies on every record never answers, and is given up for broken
         if self._explained:
             self._keeper.explain(self._explained)
@@ -131,15 +131,15 @@ class Judge:
         return verdict if convicted_s > case.started_s else None
 
     async def settle(
-        self, setback: Setback, case: Case, lane: Lane, *, deaths: int
+        self, setback: Setback, case: Case, endpoint: Endpoint, *, deaths: int
     ) -> Rejection | None:
-        """Finds out what the trouble means; call it before the lane is left.
+        """Finds out what the trouble means; call it before the endpoint is left.
 
         Args:
             setback: What came instead of a reply.
             case: The request's history; made a suspect here when the engine died.
-            lane: Where it was sent.
-            deaths: The lane's deaths when it was sent.
+            endpoint: Where it was sent.
+            deaths: The endpoint's deaths when it was sent.
 
         Returns:
             The verdict, or None: try again.
@@ -147,30 +147,30 @@ class Judge:
         Raises:
             EngineUnavailableError: The engine has had no room for anybody for too long.
         """
-        dead = lane.deaths != deaths or await self._keeper.died(lane)
+        dead = endpoint.deaths != deaths or await self._keeper.died(endpoint)
         # another request in flight may have seen it first, and the engine may be back by now
-        if lane.deaths == deaths and not dead:
-            verdict = await self._among_the_living(setback, case, lane)
-            if verdict is not None or lane.deaths == deaths:
+        if endpoint.deaths == deaths and not dead:
+            verdict = await self._among_the_living(setback, case, endpoint)
+            if verdict is not None or endpoint.deaths == deaths:
                 return verdict
-        elif lane.deaths == deaths:
-            self._lanes.mark_down(lane)
-            self._keeper.revive(lane)
+        elif endpoint.deaths == deaths:
+            self._endpoints.mark_down(endpoint)
+            self._keeper.restart(endpoint)
         if setback.trouble is Trouble.UNREACHABLE:
             return None
-        return self._suspected(case, lane)
+        return self._suspected(case, endpoint)
 
-    def _suspected(self, case: Case, lane: Lane) -> Rejection | None:
+    def _suspected(self, case: Case, endpoint: Endpoint) -> Rejection | None:
         """The first death makes a suspect; then deaths of an engine alone with it count."""
         before = len(case.suspected_of)
-        case.suspected_of.add(lane.deaths)
+        case.suspected_of.add(endpoint.deaths)
         if case.home is None:
-            self._suspect(case, lane)
+            self._suspect(case, endpoint)
         # who only lost its connections before has seen the engine die for the first time
         if not before:
             return None
-        case.deaths_alone.append(lane.deaths)
-        verdict = self._verdict(case, lane)
+        case.deaths_alone.append(endpoint.deaths)
+        verdict = self._verdict(case, endpoint)
         if verdict is not None:
             self._explained |= case.suspected_of
             # one record takes no more of the engine's restarts than one
@@ -178,9 +178,9 @@ class Judge:
             self._convicted_s[case.digest] = (time.monotonic(), verdict)
         return verdict
 
-    def _verdict(self, case: Case, lane: Lane) -> Rejection | None:
+    def _verdict(self, case: Case, endpoint: Endpoint) -> Rejection | None:
         """What the deaths of an engine that was alone with a record say; None: not enough yet."""
-        if lane.hung:
+        if endpoint.hung:
             # it may have been slow: such a record is tried again another day
             return Rejection(Stage.GENERATE, Reason.ENGINE_TIMEOUT, _HUNG)
         shared = self._keeper.shared
@@ -189,34 +189,36 @@ class Judge:
             return Rejection(Stage.GENERATE, Reason.ENGINE_CRASH, _CRASHED)
         return Rejection(Stage.GENERATE, Reason.ENGINE_DIED, _DIED, kills) if shared else None
 
-    def _suspect(self, case: Case, lane: Lane) -> None:
-        case.home = lane
-        self._lanes.add_suspect(lane)
+    def _suspect(self, case: Case, endpoint: Endpoint) -> None:
+        case.home = endpoint
+        self._endpoints.add_suspect(endpoint)
 
-    async def _among_the_living(self, setback: Setback, case: Case, lane: Lane) -> Rejection | None:
+    async def _among_the_living(
+        self, setback: Setback, case: Case, endpoint: Endpoint
+    ) -> Rejection | None:
         trouble = setback.trouble
         if trouble is Trouble.TIMEOUT:
-            return await self._given_up(Reason.ENGINE_TIMEOUT, setback, case, lane)
+            return await self._given_up(Reason.ENGINE_TIMEOUT, setback, case, endpoint)
         if trouble is Trouble.BUSY:
-            return await self._turned_away(setback, case, lane)
+            return await self._turned_away(setback, case, endpoint)
         if trouble in {Trouble.BROKEN, Trouble.UNREACHABLE}:
             case.breaks += 1
             # it may die and be back faster than we look, when someone else restarts it
             broken = trouble is Trouble.BROKEN
             if broken and case.breaks == _BREAKS_OF_A_SUSPECT and case.home is None:
-                self._suspect(case, lane)
+                self._suspect(case, endpoint)
         else:
             case.failures += 1
         if case.breaks < _MOST_BREAKS and case.failures < _MOST_FAILURES:
             return None
-        return await self._given_up(Reason.ENGINE_UNAVAILABLE, setback, case, lane)
+        return await self._given_up(Reason.ENGINE_UNAVAILABLE, setback, case, endpoint)
 
     async def _given_up(
-        self, reason: Reason, setback: Setback, case: Case, lane: Lane
+        self, reason: Reason, setback: Setback, case: Case, endpoint: Endpoint
     ) -> Rejection | None:
         """A record is given up only by an engine that answers; what does not is brought back."""
-        deaths = lane.deaths
-        if await self._keeper.pulse(lane) is not Pulse.NONE:
+        deaths = endpoint.deaths
+        if await self._keeper.probe(endpoint) is not Probe.NONE:
             told = str(setback)
             if reason is Reason.ENGINE_UNAVAILABLE:
                 case.vouched += 1
@@ -225,21 +227,23 @@ class Judge:
                     return None
                 told = steady(_UNAVAILABLE.format(said=setback))
             return Rejection(Stage.GENERATE, reason, told)
-        if lane.deaths == deaths and lane.up:
-            self._lanes.mark_down(lane)
-            self._keeper.revive(lane, why=f"it does not answer a test request ({setback})")
+        if endpoint.deaths == deaths and endpoint.up:
+            self._endpoints.mark_down(endpoint)
+            self._keeper.restart(endpoint, why=f"it does not answer a test request ({setback})")
         case.breaks = case.failures = case.backoffs = case.vouched = 0
         return None
 
-    async def _turned_away(self, setback: Setback, case: Case, lane: Lane) -> Rejection | None:
+    async def _turned_away(
+        self, setback: Setback, case: Case, endpoint: Endpoint
+    ) -> Rejection | None:
         if setback.retry_after_s:
-            self._lanes.rest(lane, setback.retry_after_s)
-        heard_s = max(one.heard_s for one in self._lanes.all)
+            self._endpoints.rest(endpoint, setback.retry_after_s)
+        heard_s = max(one.heard_s for one in self._endpoints.all)
         if time.monotonic() - max(case.started_s, heard_s) < self._busy_timeout_s:
             return None
-        if await self._keeper.pulse(lane) is Pulse.ANSWERS:
+        if await self._keeper.probe(endpoint) is Probe.ANSWERS:
             return Rejection(Stage.GENERATE, Reason.ENGINE_UNAVAILABLE, _BUSY)
-        where = f" at {lane.address.url}" if lane.address else ""
+        where = f" at {endpoint.address.url}" if endpoint.address else ""
         raise EngineUnavailableError(
             f"the engine{where} has been too busy to accept a request for "
             f"{self._busy_timeout_s:g} s ({setback})"

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from earwitness.engine.address import EngineAddress
-    from earwitness.engine.lanes import Lane, Lanes
+    from earwitness.engine.endpoints import Endpoint, Endpoints
     from earwitness.engine.shared import SharedEngine
     from earwitness.records import Json
     from earwitness.settings import EngineSettings
@@ -294,16 +294,16 @@ class Accountant:
     An engine without metrics, or a front that does not say, costs figures and nothing else.
 
     Args:
-        lanes: The client's lanes, with their meter.
-        borrowed: The one lane is a worker's front.
+        endpoints: The client's endpoints, with their meter.
+        borrowed: The one endpoint is a worker's front.
     """
 
-    def __init__(self, lanes: Lanes, *, borrowed: bool) -> None:
-        self._lanes = lanes
+    def __init__(self, endpoints: Endpoints, *, borrowed: bool) -> None:
+        self._endpoints = endpoints
         self._borrowed = borrowed
         self._begun = False
         self._told = EngineTime()
-        self._counters: dict[Lane, tuple[float, float]] = {}
+        self._counters: dict[Endpoint, tuple[float, float]] = {}
         self._sampled_s = 0.0
         # one after the other: what was read first must not be noted last
         self._reading = asyncio.Lock()
@@ -322,11 +322,11 @@ class Accountant:
                 await self._ask_front()
                 return self._told
         await self.count_tokens()
-        return self._lanes.meter.settled()
+        return self._endpoints.meter.settled()
 
     def total(self) -> EngineTime:
         """All that the engines have done until now: what a front divides."""
-        return self._lanes.meter.total()
+        return self._endpoints.meter.total()
 
     async def end(self) -> None:
         """Tell a front that its engine is needed no more."""
@@ -334,12 +334,12 @@ class Accountant:
             await self._ask_front(last=True)
 
     async def _ask_front(self, *, last: bool = False) -> None:
-        (lane,) = self._lanes.all
-        if not lane.up or lane.address is None:
+        (endpoint,) = self._endpoints.all
+        if not endpoint.up or endpoint.address is None:
             return
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                told = await lane.address.account(last=last)
+                told = await endpoint.address.account(last=last)
             found = EngineTime(**{name: float(value) for name, value in told.items()})
         except (*_UNREADABLE, TypeError, ValueError, AttributeError):
             return
@@ -350,23 +350,23 @@ class Accountant:
         """Read the engines' own counters, now and then and when nobody is kept waiting."""
         async with self._reading:
             now_s = time.monotonic()
-            if not self._lanes.meter.idle and now_s - self._sampled_s < _SAMPLE_EVERY_S:
+            if not self._endpoints.meter.idle and now_s - self._sampled_s < _SAMPLE_EVERY_S:
                 return
             self._sampled_s = now_s
-            for lane in self._lanes.all:
-                if lane.up and lane.address is not None:
-                    found = await _tokens(lane.address)
+            for endpoint in self._endpoints.all:
+                if endpoint.up and endpoint.address is not None:
+                    found = await _tokens(endpoint.address)
                     if found is not None:
-                        self._note(lane, found)
+                        self._note(endpoint, found)
 
-    def _note(self, lane: Lane, found: tuple[float, float]) -> None:
-        known = self._counters.get(lane)
-        self._counters[lane] = found
+    def _note(self, endpoint: Endpoint, found: tuple[float, float]) -> None:
+        known = self._counters.get(endpoint)
+        self._counters[endpoint] = found
         if known is None:
             return
         # counters that went back are those of an engine that was started again
         began = (0.0, 0.0) if found[0] < known[0] else known
-        self._lanes.meter.counted(found[0] - began[0], max(0.0, found[1] - began[1]))
+        self._endpoints.meter.counted(found[0] - began[0], max(0.0, found[1] - began[1]))
 
 
 async def _tokens(address: EngineAddress) -> tuple[float, float] | None:

@@ -22,7 +22,7 @@ from earwitness.builds.plan import plan_build
 from earwitness.builds.prepare import resolve_settings
 from earwitness.builds.publish import latest_build, publish_build
 from earwitness.builds.sources import outcomes_of
-from earwitness.cache import ClipSighting
+from earwitness.cache import ClipRecord
 from earwitness.errors import BuildNotFoundError
 from earwitness.identity import ModelIdentity
 from earwitness.records import Answer, HeardClip, Outcome, Reason, Rejection, Stage
@@ -64,9 +64,9 @@ def planned(folder: Path, rows: int = 1, *, name: str) -> Build:
     return build
 
 
-def finish(build: Build, decided: list[Decided], sightings: list[ClipSighting]) -> None:
+def finish(build: Build, decided: list[Decided], clip_records: list[ClipRecord]) -> None:
     write_resolved(build, 0, [])
-    write_segment(build, f"{work_path(0)}/batch-00000-0.parquet", decided, sightings)
+    write_segment(build, f"{work_path(0)}/batch-00000-0.parquet", decided, clip_records)
     persist_shard(build, 0)
     publish_build(build)
 
@@ -75,7 +75,7 @@ def publish(folder: Path, day: int, texts: list[str], *, reused: tuple[str, ...]
     """A published build with one shard of answers."""
     build = planned(folder, rows=len(texts), name=name(day))
     rows = [Decided(row, said(text), text in reused) for row, text in enumerate(texts)]
-    finish(build, rows, [ClipSighting(str(folder / "x.wav"), "1:e", "a" * 64)])
+    finish(build, rows, [ClipRecord(str(folder / "x.wav"), "1:e", "a" * 64)])
     return build
 
 

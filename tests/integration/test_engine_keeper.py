@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from earwitness.engine.endpoints import Endpoint, Endpoints
 from earwitness.engine.guardian import descendants
 from earwitness.engine.keepers import ServerKeeper
-from earwitness.engine.lanes import Lane, Lanes
 from earwitness.engine.server import EngineServer
 from earwitness.errors import EngineStartError
 from earwitness.settings import EngineSettings
@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 STANDIN = (sys.executable, "-m", "tests.support.standin")
 
 
-async def killed(folder: Path, times: int, *, pause_s: float, forget_s: float) -> Lanes:
+async def killed(folder: Path, times: int, *, pause_s: float, forget_s: float) -> Endpoints:
     """An engine that may be restarted once, killed so often with pauses between."""
     settings = EngineSettings(command=STANDIN)
     log = folder / "log"
     server = EngineServer(settings, "demo", scratch=folder, clips_per_prompt=1, log_path=log)
-    lanes = Lanes([Lane(None)], room=1)
-    keeper = ServerKeeper(lanes, server, max_restarts=1, stall_s=60, watch_s=0.1, forget_s=forget_s)
+    endpoints = Endpoints([Endpoint(None)], room=1)
+    keeper = ServerKeeper(
+        endpoints, server, max_restarts=1, stall_s=60, watch_s=0.1, forget_s=forget_s
+    )
     await keeper.start()
     try:
         for _ in range(times):
@@ -37,15 +39,15 @@ async def killed(folder: Path, times: int, *, pause_s: float, forget_s: float) -
             if server.pid is not None:
                 os.kill(min(descendants(server.pid)), signal.SIGKILL)
             async with asyncio.timeout(30):
-                await until_up(lanes, lanes.all[0].deaths + 1)
+                await until_up(endpoints, endpoints.all[0].deaths + 1)
     finally:
         await keeper.close()
-    return lanes
+    return endpoints
 
 
-async def until_up(lanes: Lanes, deaths: int) -> None:
-    while lanes.all[0].deaths < deaths or not lanes.any_up:
-        lanes.raise_failure()
+async def until_up(endpoints: Endpoints, deaths: int) -> None:
+    while endpoints.all[0].deaths < deaths or not endpoints.any_up:
+        endpoints.raise_failure()
         await asyncio.sleep(0.02)
 
 

@@ -1,4 +1,4 @@
-"""A build's shards as flow runs on a pool: each started once, watched, revived, found again.
+"""A build's shards as flow runs on a pool: each started once, watched, restarted, found again.
 
 The worker is played: a thread that takes scheduled runs up and ends them as the test says, writing
 real receipts. Real workers are in the end-to-end tests.
@@ -308,7 +308,7 @@ def test_a_shard_taken_up_again_is_not_cancelled_because_its_parent_once_was(
         for run in (parent, child):
             client.set_flow_run_state(run.id, Cancelled(), force=True)
         runs = ShardRuns(build.uri, DEPLOYMENT)
-        runs.revive(runs.found()[0])
+        runs.restart(runs.found()[0])
         states = {run: client.read_flow_run(run).state for run in (parent.id, child.id)}
     assert (states[parent.id].type, states[parent.id].name) == (StateType.FAILED, "TakenOver")
     assert states[child.id].name == "AwaitingRetry"
@@ -336,7 +336,7 @@ def test_a_run_deleted_just_before_it_is_set_back_is_started_anew(build: Build, 
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run.id, Failed(), force=True)
         client.delete_flow_run(run.id)
-    again = runs.revive(run)
+    again = runs.restart(run)
     assert again.id != run.id
     assert again.parameters["shard"] == 0
 

@@ -250,10 +250,10 @@ def test_a_refusal_that_another_build_may_not_have_is_remembered_of_no_clip():
     clip = ClipState("https://host/a.wav", stamp="5:etag")
     batch = Batch([], {clip.uri: clip})
     clip.rejection = Rejection(Stage.FETCH, Reason.CLIP_MISSING, "gone")
-    assert batch.sightings()
+    assert batch.clip_records()
     for reason in (Reason.ADDRESS_REFUSED, Reason.CLIP_TOO_LARGE, Reason.FETCH_TIMEOUT):
         clip.rejection = Rejection(Stage.FETCH, reason, "not now")
-        assert batch.sightings() == []
+        assert batch.clip_records() == []
 
 
 class Rebinding(AbstractResolver):

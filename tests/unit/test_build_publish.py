@@ -23,7 +23,7 @@ from earwitness.builds.plan import plan_build
 from earwitness.builds.prepare import resolve_settings
 from earwitness.builds.publish import latest_build, publish_build
 from earwitness.builds.resolve import read_shard
-from earwitness.cache import ClipSighting, StoredTable
+from earwitness.cache import ClipRecord, StoredTable
 from earwitness.cache.tables import uri_key
 from earwitness.errors import (
     BuildDamagedError,
@@ -82,9 +82,9 @@ def kept(build: Build, table: str, keys: list[bytes]) -> list[bytes]:
     return [row["key"] for row in StoredTable(build.store, table).find(keys)]
 
 
-def finish(build: Build, shard: int, decided: list[Decided], sightings=()) -> None:
+def finish(build: Build, shard: int, decided: list[Decided], clip_records=()) -> None:
     write_resolved(build, shard, [])
-    write_segment(build, f"{work_path(shard)}/batch-00000-0.parquet", decided, list(sightings))
+    write_segment(build, f"{work_path(shard)}/batch-00000-0.parquet", decided, list(clip_records))
 
 
 def whole(folder: Path, name: str = "b-20261122T000000Z-aaaaaa", **more) -> Build:
@@ -472,7 +472,7 @@ def test_questions_the_engine_did_not_answer_are_held_against_questions(tmp_path
 
 
 def test_what_a_shard_learnt_is_remembered(build: Build):
-    finish(build, 0, [answered(0), rejected(1)], [ClipSighting("x.wav", "1:e", "a" * 64)])
+    finish(build, 0, [answered(0), rejected(1)], [ClipRecord("x.wav", "1:e", "a" * 64)])
     persist_shard(build, 0)
     keys = [bytes.fromhex(f"{row:064x}") for row in (0, 1)]
     assert kept(build, "outcomes", keys) == keys

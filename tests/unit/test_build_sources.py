@@ -13,8 +13,8 @@ from earwitness.builds.layout import Build, work_path
 from earwitness.builds.persist import persist_shard
 from earwitness.builds.publish import publish_build
 from earwitness.builds.sources import Sources, choose_sources, outcomes_of
-from earwitness.cache import ClipSighting
-from earwitness.cache.tables import sighting_table
+from earwitness.cache import ClipRecord
+from earwitness.cache.tables import clip_table
 from earwitness.identity import cache_key
 from earwitness.records import Answer, ClipFacts, HeardSound, Outcome, Reason, Rejection, Stage
 
@@ -114,14 +114,14 @@ def test_what_is_known_of_a_row_that_fails_tonight_is_handed_on(tmp_path: Path, 
     outcome = Outcome(key, Answer("a bell", "stop", 9, 3), max_tokens=256)
     write_resolved(base, 0, [])
     decided = [dataclasses.replace(answered(0), outcome=outcome), answered(1)]
-    seen = ClipSighting(uri, "1:e", "a" * 64, facts=KNOWN)
+    seen = ClipRecord(uri, "1:e", "a" * 64, facts=KNOWN)
     write_segment(base, f"{work_path(0)}/batch-00000-0.parquet", decided, [seen])
     persist_shard(base, 0)
 
     tonight = planned(tmp_path, name=build_id(2))
     known = dataclasses.replace(seen, missing=why is MISSING)
     failed = dataclasses.replace(rejected(0, why), outcome=Outcome("", None, why))
-    write_resolved(tonight, 0, [failed, answered(1)], [sighting_table([known])])
+    write_resolved(tonight, 0, [failed, answered(1)], [clip_table([known])])
     counts = persist_shard(tonight, 0).counts
     assert (counts.answered, counts.rejected) == (1, 1)
     assert bytes.fromhex(key) in kept(tonight, "outcomes", [bytes.fromhex(key)])
@@ -144,8 +144,8 @@ def test_a_row_that_is_answered_after_all_hands_on_its_new_answer(tmp_path: Path
 
 def test_what_a_batch_found_of_a_clip_counts_more_than_what_was_known(tmp_path: Path):
     build = planned(tmp_path, name=build_id(1))
-    before, now = (ClipSighting("x.wav", stamp, "a" * 64) for stamp in ("1:old", "2:new"))
-    write_resolved(build, 0, [], [sighting_table([before])])
+    before, now = (ClipRecord("x.wav", stamp, "a" * 64) for stamp in ("1:old", "2:new"))
+    write_resolved(build, 0, [], [clip_table([before])])
     decided = [answered(0), answered(1)]
     write_segment(build, f"{work_path(0)}/batch-00000-0.parquet", decided, [now])
     receipt = persist_shard(build, 0)

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earwitness.cache import ClipSighting, Lookup, StoredTable
+from earwitness.cache import ClipRecord, Lookup, StoredTable
 from earwitness.cache.keys import StoredKeys, write_keys
 from earwitness.cache.tables import (
+    clip_from_row,
+    clip_table,
     outcome_from_row,
     outcome_table,
-    sighting_from_row,
-    sighting_table,
     still_right,
     uri_key,
 )
@@ -265,15 +265,15 @@ FACTS = st.builds(
 
 
 @given(st.text(), st.none() | REJECTIONS, st.none() | FACTS, st.booleans())
-def test_sightings_survive_their_table(
+def test_clip_records_survive_their_table(
     uri: str, rejection: Rejection | None, facts: ClipFacts | None, missing
 ):
     name = uri.encode("utf-8", "replace").decode()
     refused = None if facts else rejection
-    seen = ClipSighting(name, "7:etag", "c" * 64, refused, facts, missing)
-    row = sighting_table([seen]).to_pylist()[0]
+    seen = ClipRecord(name, "7:etag", "c" * 64, refused, facts, missing)
+    row = clip_table([seen]).to_pylist()[0]
     assert row["key"] == uri_key(seen.uri)
-    assert sighting_from_row(row) == seen
+    assert clip_from_row(row) == seen
 
 
 def answered(finish_reason: str, tokens: int, max_tokens: int) -> Outcome:

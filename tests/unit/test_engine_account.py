@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earwitness.engine.lanes import Lane, Lanes
+from earwitness.engine.endpoints import Endpoint, Endpoints
 from earwitness.engine.sharing import Shares
 from earwitness.engine.usage import Accountant, Booking, EngineTime, Meter, gpus_of
 from earwitness.errors import EngineUnavailableError, SettingsError
@@ -269,10 +269,10 @@ def read_by(*pages):
     """What an accountant makes of an engine's counters, read one after the other."""
 
     async def read():
-        lane = Lane(Counting(*pages))
-        lanes = Lanes([lane], room=1)
-        lanes.mark_up(lane)
-        accountant = Accountant(lanes, borrowed=False)
+        endpoint = Endpoint(Counting(*pages))
+        endpoints = Endpoints([endpoint], room=1)
+        endpoints.mark_up(endpoint)
+        accountant = Accountant(endpoints, borrowed=False)
         await accountant.begin()
         for _ in pages[1:]:
             found = await accountant.spent()
@@ -309,5 +309,5 @@ def test_gpus_are_counted_where_they_are_known(tmp_path, device, settings, gpus)
 
 
 async def test_nothing_is_asked_of_engines_that_nobody_needed():
-    lanes = Lanes([Lane(None)], room=1)
-    assert await Accountant(lanes, borrowed=True).spent() == EngineTime()
+    endpoints = Endpoints([Endpoint(None)], room=1)
+    assert await Accountant(endpoints, borrowed=True).spent() == EngineTime()

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from earwitness.engine.health import Pulse
-from earwitness.engine.lanes import Lane, Lanes
+from earwitness.engine.endpoints import Endpoint, Endpoints
+from earwitness.engine.health import Probe
 from earwitness.engine.replies import Setback, Trouble
 from earwitness.engine.suspects import Case, Judge
 from earwitness.errors import EngineUnavailableError
@@ -20,24 +20,24 @@ class Keeper:
     kills_to_convict = 2
     shared = False
 
-    def __init__(self, lanes, pulse=Pulse.ANSWERS, *, dead=False):
-        self.lanes, self.shows, self.dead = lanes, pulse, dead
-        self.revived = []
+    def __init__(self, endpoints, probe=Probe.ANSWERS, *, dead=False):
+        self.endpoints, self.shows, self.dead = endpoints, probe, dead
+        self.restarted = []
         self.explained = set()
 
     async def start(self):
         raise NotImplementedError
 
-    async def died(self, _lane):
+    async def died(self, _endpoint):
         return self.dead
 
-    async def pulse(self, _lane):
+    async def probe(self, _endpoint):
         return self.shows
 
-    def revive(self, lane, why=""):
-        self.revived.append(why)
-        lane.hung = bool(why)
-        lane.deaths += 1
+    def restart(self, endpoint, why=""):
+        self.restarted.append(why)
+        endpoint.hung = bool(why)
+        endpoint.deaths += 1
 
     def explain(self, deaths):
         self.explained |= deaths
@@ -57,15 +57,15 @@ class Question:
 
 @pytest.fixture
 def court():
-    lanes = Lanes([Lane(None)], room=4)
-    lanes.mark_up(lanes.all[0])
-    keeper = Keeper(lanes)
-    return Judge(lanes, keeper, busy_timeout_s=0.0), keeper, lanes.all[0]
+    endpoints = Endpoints([Endpoint(None)], room=4)
+    endpoints.mark_up(endpoints.all[0])
+    keeper = Keeper(endpoints)
+    return Judge(endpoints, keeper, busy_timeout_s=0.0), keeper, endpoints.all[0]
 
 
 async def settle(court, case, trouble):
-    judge, _, lane = court
-    return await judge.settle(Setback(trouble), case, lane, deaths=lane.deaths)
+    judge, _, endpoint = court
+    return await judge.settle(Setback(trouble), case, endpoint, deaths=endpoint.deaths)
 
 
 async def alone(court, case, trouble=Trouble.BROKEN, *, deaths=2):
@@ -115,10 +115,10 @@ async def test_where_others_ask_too_the_third_strike_convicts(court):
 
 
 async def test_who_hangs_it_alone_is_tried_again_another_day(court):
-    court[1].shows = Pulse.NONE
+    court[1].shows = Probe.NONE
     verdict = await alone(court, Case(), Trouble.TIMEOUT, deaths=1)
     assert (verdict.reason, verdict.transient) == (Reason.ENGINE_TIMEOUT, True)
-    assert len(court[1].revived) == 2
+    assert len(court[1].restarted) == 2
 
 
 async def test_who_only_lost_its_connections_before_is_not_blamed_for_the_first_death(court):
@@ -158,16 +158,16 @@ async def test_who_asks_after_the_verdict_is_heard(court):
 async def test_a_time_out_is_the_records_fault_only_where_the_engine_answers(court):
     verdict = await settle(court, Case(), Trouble.TIMEOUT)
     assert verdict.reason is Reason.ENGINE_TIMEOUT
-    assert court[1].revived == []
+    assert court[1].restarted == []
 
 
 @pytest.mark.parametrize("trouble", [Trouble.GARBAGE, Trouble.SERVER_ERROR])
 async def test_no_record_is_given_up_by_an_engine_that_answers_nobody(court, trouble):
-    court[1].shows = Pulse.NONE
+    court[1].shows = Probe.NONE
     case = Case()
     for _ in range(5):
         assert await settle(court, case, trouble) is None
-    assert len(court[1].revived) == 1
+    assert len(court[1].restarted) == 1
 
 
 async def test_a_request_that_failed_tries_once_more_when_the_engine_answers(court):
@@ -179,16 +179,16 @@ async def test_a_request_that_failed_tries_once_more_when_the_engine_answers(cou
 
 
 async def test_an_engine_without_room_for_anybody_is_unavailable(court):
-    court[1].shows = Pulse.BUSY
+    court[1].shows = Probe.BUSY
     with pytest.raises(EngineUnavailableError, match="too busy"):
         await settle(court, Case(), Trouble.BUSY)
 
 
 async def test_a_busy_engine_is_left_alone_as_long_as_it_asks(court):
-    judge, _, lane = court
+    judge, _, endpoint = court
     busy = Setback(Trouble.BUSY, retry_after_s=30)
-    await judge.settle(busy, Case(), lane, deaths=0)
-    assert 25 < lane.resting_until_s - time.monotonic() <= 30
+    await judge.settle(busy, Case(), endpoint, deaths=0)
+    assert 25 < endpoint.resting_until_s - time.monotonic() <= 30
 
 
 async def test_one_for_whom_alone_there_is_no_room_is_a_transient_rejection(court):

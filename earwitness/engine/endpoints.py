@@ -1,9 +1,9 @@
 """Which request goes to which engine, and when: fair, full, and suspects alone.
 
-A lane is one engine's address with room for a fixed number of requests. Requests wait in one
-queue, first come first served, and go to the open lane with the fewest in flight. While a lane
-has suspects (requests that were in flight when it died) it takes nothing else: they are sent
-through it one at a time.
+An endpoint is one engine's address with room for a fixed number of requests. Requests wait in one
+queue, first come first served, and go to the open endpoint with the fewest in flight. While an
+endpoint has suspects (requests that were in flight when it died) it takes nothing else: they are
+sent through it one at a time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ async def _pause(longest_s: float) -> None:
         await asyncio.sleep(random.uniform(0, longest_s))  # noqa: S311 - only keeps out of step
 
 
-class Lane:
+class Endpoint:
     """One engine's address and what is known of it.
 
     Attributes:
@@ -59,13 +59,13 @@ class Lane:
         self.resting_until_s = 0.0
 
 
-class Lanes:
-    """The queue before all lanes. Lives in one event loop; no locks, no awaits while it decides.
+class Endpoints:
+    """The queue before all endpoints. Lives in one event loop: no locks, no awaits to decide.
 
     Args:
-        lanes: All of them, for good.
-        room: How many requests a lane holds at once.
-        meter: Told which lanes answer.
+        endpoints: All of them, for good.
+        room: How many requests an endpoint holds at once.
+        meter: Told which endpoints answer.
         shared: Others ask the same engines. Suspects then go in random order, with pauses: two
             clients whose suspects went in step would see each other's deaths each time.
 
@@ -77,13 +77,18 @@ class Lanes:
     """
 
     def __init__(
-        self, lanes: list[Lane], *, room: int, meter: Meter | None = None, shared: bool = False
+        self,
+        endpoints: list[Endpoint],
+        *,
+        room: int,
+        meter: Meter | None = None,
+        shared: bool = False,
     ) -> None:
-        self.all = lanes
+        self.all = endpoints
         self.room = room
         self.meter = meter or Meter()
         self.model = ""
-        self._waiting: deque[asyncio.Future[Lane]] = deque()
+        self._waiting: deque[asyncio.Future[Endpoint]] = deque()
         self._changed = asyncio.Event()
         self._alone = asyncio.Lock()
         self._spread_s = _SPREAD_S if shared else 0.0
@@ -93,24 +98,24 @@ class Lanes:
     @property
     def any_up(self) -> bool:
         """True while at least one engine answers."""
-        return any(lane.up for lane in self.all)
+        return any(endpoint.up for endpoint in self.all)
 
     @property
     def failure(self) -> EarwitnessError | None:
         """Why no engine will come back; None while there is hope."""
         return self._failure
 
-    async def enter(self) -> Lane:
-        """Waits for room in a lane; leave it with `leave`.
+    async def enter(self) -> Endpoint:
+        """Waits for room in an endpoint; leave it with `leave`.
 
         Returns:
-            The open lane with the fewest requests in flight.
+            The open endpoint with the fewest requests in flight.
 
         Raises:
             EarwitnessError: No engine will come back (see `fail`).
         """
         self.raise_failure()
-        turn: asyncio.Future[Lane] = asyncio.get_running_loop().create_future()
+        turn: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         self._dispatch()
         try:
@@ -120,15 +125,15 @@ class Lanes:
                 self.leave(turn.result())
             raise
 
-    async def enter_alone(self, lane: Lane, *, patience_s: float) -> Lane:
-        """Waits until a suspect has a lane for itself; leave it with `leave_alone`.
+    async def enter_alone(self, endpoint: Endpoint, *, patience_s: float) -> Endpoint:
+        """Waits until a suspect has an endpoint for itself; leave it with `leave_alone`.
 
         Args:
-            lane: The lane the suspect belongs to (`add_suspect`).
-            patience_s: How long to wait for a dead lane before trying another one.
+            endpoint: The endpoint the suspect belongs to (`add_suspect`).
+            patience_s: How long to wait for a dead endpoint before trying another one.
 
         Returns:
-            The lane, empty but for this request; the suspect now belongs to it.
+            The endpoint, empty but for this request; the suspect now belongs to it.
 
         Raises:
             EarwitnessError: No engine will come back (see `fail`).
@@ -136,13 +141,13 @@ class Lanes:
         holding = False
         try:
             while True:
-                lane = await self._up_or_another(lane, patience_s)
+                endpoint = await self._up_or_another(endpoint, patience_s)
                 await _pause(self._spread_s)
                 holding = await self._alone.acquire()
                 await _pause(self._longest_pause_s)
-                while lane.up and (lane.in_flight or self._rests(lane)):
+                while endpoint.up and (endpoint.in_flight or self._rests(endpoint)):
                     await self._wait_for_change(1.0)
-                if lane.up:
+                if endpoint.up:
                     break
                 # nobody else has to wait until it is back
                 self._alone.release()
@@ -150,95 +155,95 @@ class Lanes:
         except BaseException:
             if holding:
                 self._alone.release()
-            self.clear_suspect(lane)
+            self.clear_suspect(endpoint)
             raise
-        lane.in_flight += 1
-        return lane
+        endpoint.in_flight += 1
+        return endpoint
 
-    async def _up_or_another(self, lane: Lane, patience_s: float) -> Lane:
-        """Waits for a suspect's lane, and moves the suspect when that is down for too long."""
-        while not lane.up:
+    async def _up_or_another(self, endpoint: Endpoint, patience_s: float) -> Endpoint:
+        """Waits for a suspect's endpoint, and moves the suspect when that is down for too long."""
+        while not endpoint.up:
             self.raise_failure()
-            left_s = lane.down_since_s + patience_s - time.monotonic()
+            left_s = endpoint.down_since_s + patience_s - time.monotonic()
             if left_s <= 0 and self.any_up:
-                dead, lane = lane, next(other for other in self.all if other.up)
-                self.add_suspect(lane)
+                dead, endpoint = endpoint, next(other for other in self.all if other.up)
+                self.add_suspect(endpoint)
                 self.clear_suspect(dead)
                 continue
             await self._wait_for_change(left_s if left_s > 0 else 1.0)
-        return lane
+        return endpoint
 
-    def leave(self, lane: Lane) -> None:
+    def leave(self, endpoint: Endpoint) -> None:
         """Gives a request's room back.
 
         Args:
-            lane: The lane it was in.
+            endpoint: The endpoint it was in.
         """
-        lane.in_flight -= 1
+        endpoint.in_flight -= 1
         self._dispatch()
 
-    def leave_alone(self, lane: Lane) -> None:
-        """Gives a suspect's lane back; it stays a suspect until `clear_suspect`.
+    def leave_alone(self, endpoint: Endpoint) -> None:
+        """Gives a suspect's endpoint back; it stays a suspect until `clear_suspect`.
 
         Args:
-            lane: The lane it was in.
+            endpoint: The endpoint it was in.
         """
         self._alone.release()
-        self.leave(lane)
+        self.leave(endpoint)
 
-    def add_suspect(self, lane: Lane) -> None:
-        """Closes a lane to others until this suspect is cleared.
-
-        Args:
-            lane: The lane the request was in when it died.
-        """
-        lane.suspects += 1
-
-    def clear_suspect(self, lane: Lane) -> None:
-        """The suspect has its outcome (or left for another lane).
+    def add_suspect(self, endpoint: Endpoint) -> None:
+        """Closes an endpoint to others until this suspect is cleared.
 
         Args:
-            lane: The lane it belonged to.
+            endpoint: The endpoint the request was in when it died.
         """
-        lane.suspects -= 1
+        endpoint.suspects += 1
+
+    def clear_suspect(self, endpoint: Endpoint) -> None:
+        """The suspect has its outcome (or left for another endpoint).
+
+        Args:
+            endpoint: The endpoint it belonged to.
+        """
+        endpoint.suspects -= 1
         self._dispatch()
 
-    def mark_down(self, lane: Lane) -> None:
-        """Sends nothing more to a lane.
+    def mark_down(self, endpoint: Endpoint) -> None:
+        """Sends nothing more to an endpoint.
 
         Args:
-            lane: The one that does not answer.
+            endpoint: The one that does not answer.
         """
-        if lane.up:
-            lane.down_since_s = time.monotonic()
-        lane.up = False
-        self.meter.down(lane)
+        if endpoint.up:
+            endpoint.down_since_s = time.monotonic()
+        endpoint.up = False
+        self.meter.down(endpoint)
         self._dispatch()
 
-    def rest(self, lane: Lane, seconds: float) -> None:
-        """Leaves a lane alone for a while; what is in flight there stays.
+    def rest(self, endpoint: Endpoint, seconds: float) -> None:
+        """Leaves an endpoint alone for a while; what is in flight there stays.
 
         Args:
-            lane: The one that asked for it.
+            endpoint: The one that asked for it.
             seconds: How long.
         """
-        lane.resting_until_s = max(lane.resting_until_s, time.monotonic() + seconds)
+        endpoint.resting_until_s = max(endpoint.resting_until_s, time.monotonic() + seconds)
         asyncio.get_running_loop().call_later(seconds, self._dispatch)
 
-    def mark_up(self, lane: Lane) -> None:
-        """Opens a lane again; whatever failed before is forgotten.
+    def mark_up(self, endpoint: Endpoint) -> None:
+        """Opens an endpoint again; whatever failed before is forgotten.
 
         Args:
-            lane: The one that answers.
+            endpoint: The one that answers.
         """
-        lane.up = True
-        self.meter.up(lane)
-        lane.heard_s = time.monotonic()
+        endpoint.up = True
+        self.meter.up(endpoint)
+        endpoint.heard_s = time.monotonic()
         self._failure = None
         self._dispatch()
 
     def fail(self, failure: EarwitnessError) -> None:
-        """Ends all waiting, and what comes later, until a lane is up again.
+        """Ends all waiting, and what comes later, until an endpoint is up again.
 
         Args:
             failure: What every waiter is told.
@@ -262,29 +267,29 @@ class Lanes:
     def _dispatch(self) -> None:
         self._changed.set()
         while self._waiting:
-            lane = self._emptiest()
-            if lane is None:
+            endpoint = self._emptiest()
+            if endpoint is None:
                 return
             turn = self._waiting.popleft()
             if turn.done():
                 continue
-            lane.in_flight += 1
-            turn.set_result(lane)
+            endpoint.in_flight += 1
+            turn.set_result(endpoint)
 
-    def _emptiest(self) -> Lane | None:
+    def _emptiest(self) -> Endpoint | None:
         opened = [
-            lane
-            for lane in self.all
-            if lane.up
-            and lane.suspects == 0
-            and lane.in_flight < self.room
-            and not self._rests(lane)
+            endpoint
+            for endpoint in self.all
+            if endpoint.up
+            and endpoint.suspects == 0
+            and endpoint.in_flight < self.room
+            and not self._rests(endpoint)
         ]
-        return min(opened, key=lambda lane: lane.in_flight, default=None)
+        return min(opened, key=lambda endpoint: endpoint.in_flight, default=None)
 
     @staticmethod
-    def _rests(lane: Lane) -> bool:
-        return time.monotonic() < lane.resting_until_s
+    def _rests(endpoint: Endpoint) -> bool:
+        return time.monotonic() < endpoint.resting_until_s
 
     async def _wait_for_change(self, timeout_s: float) -> None:
         self._changed.clear()

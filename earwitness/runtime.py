@@ -20,7 +20,7 @@ from earwitness.audio.pool import DecodePool
 from earwitness.cpus import cpu_share
 from earwitness.engine.client import Engine
 from earwitness.engine.shared import shared_engine
-from earwitness.engine.usage import Booking, EngineTime
+from earwitness.engine.usage import EngineTime, Usage
 from earwitness.errors import FatalError
 from earwitness.heap import bound_heap, settle_heap
 from earwitness.progress import Advanced, Closed, tell
@@ -132,7 +132,7 @@ class Runtime:
         self._closed = False
         self.downloads = 0
         self._attempt = secrets.token_hex(4)
-        self._booked = EngineTime()
+        self._counted = EngineTime()
         self._booking = threading.Lock()
         self.access = settings.access()
         timeout_s = settings.input.clip_timeout_s
@@ -186,21 +186,21 @@ class Runtime:
         return self.run(self.engine.version()) if self.engine.requests_sent else ""
 
     @contextmanager
-    def booked(self) -> Iterator[Booking]:
+    def usage(self) -> Iterator[Usage]:
         """The engine time since the last checkpoint, for this one; kept if that fails."""
         spent = self.run(self._book())
         try:
-            yield Booking(self._attempt, spent)
+            yield Usage(self._attempt, spent)
         except BaseException:
             with self._booking:
-                self._booked -= spent
+                self._counted -= spent
             raise
 
     async def _book(self) -> EngineTime:
         total = await self.engine.account.spent()
         with self._booking:
-            spent = total - self._booked
-            self._booked += spent
+            spent = total - self._counted
+            self._counted += spent
         return spent
 
     @property

@@ -42,8 +42,8 @@ def generate(batch: BatchRef) -> BatchRef:
     # once more: what earlier batches asked may have been answered since this one was fetched
     recall_duplicates(build, memory, records.open_rows())
     decided = runtime.run(generate_batch(runtime, build, memory, records, folder / "audio"))
-    with runtime.booked() as booking:
-        write_segment(build, batch.segment, decided, records.clip_records(), booking)
+    with runtime.usage() as usage:
+        write_segment(build, batch.segment, decided, records.clip_records(), usage)
     forget_batch(memory, records, batch.segment)
     shutil.rmtree(folder, ignore_errors=True)
     return batch

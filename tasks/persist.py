@@ -21,8 +21,8 @@ def persist(build: str, shard: int, segments: Sequence[str] = ()) -> Receipt:
     """Join plan, segments and reused outcomes into the shard's files and its receipt."""
     runtime = current()
     whose = {"engine": runtime.engine_version(), "worker": os.environ.get(WORKER_VARIABLE, "")}
-    with runtime.booked() as booking:
-        receipt = persist_shard(Build.at(build), shard, segments=segments, booking=booking, **whose)
+    with runtime.usage() as usage:
+        receipt = persist_shard(Build.at(build), shard, segments=segments, usage=usage, **whose)
     return told(receipt, shard_message(receipt))
 
 

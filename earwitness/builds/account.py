@@ -22,7 +22,7 @@ from earwitness.escaping import counted
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from earwitness.engine.usage import Booking
+    from earwitness.engine.usage import Usage
     from earwitness.records import Json, Outcome
 
 
@@ -162,15 +162,15 @@ class Basis(_Kept):
     price_per_hour: float | None = None
 
 
-def booked(bookings: Iterable[Booking]) -> Account:
+def total_usage(usages: Iterable[Usage]) -> Account:
     """The engine time of a shard, from its checkpoints.
 
     Args:
-        bookings: As they were kept.
+        usages: As they were kept.
     """
-    found = list(bookings)
-    time = sum((booking.time for booking in found), EngineTime())
-    attempts = {booking.attempt for booking in found if booking.attempt}
+    found = list(usages)
+    time = sum((usage.time for usage in found), EngineTime())
+    attempts = {usage.attempt for usage in found if usage.attempt}
     return Account(
         start_s=round(time.start_s, 3),
         engine_s=round(time.engine_s, 3),

@@ -32,7 +32,7 @@ from earwitness.cache.tables import (
     outcome_row,
 )
 from earwitness.cache.writing import parquet_bytes
-from earwitness.engine.usage import NOTHING_BOOKED, Booking
+from earwitness.engine.usage import NO_USAGE, Usage
 from earwitness.identity import KEY_VERSION
 from earwitness.records import (
     TRANSIENT_REASONS,
@@ -274,7 +274,7 @@ _SEGMENT_SCHEMA = pa.schema(
     ]
 )
 _CLIPS_KEY = b"earwitness.clips"
-_BOOKING_KEY = b"earwitness.engine_time"
+_USAGE_KEY = b"earwitness.engine_time"
 
 
 SEGMENT_GROUP_ROWS = 4096
@@ -312,13 +312,13 @@ def write_segment(
     path: str,
     decided: list[Decided] | pa.Table,
     clip_records: list[ClipRecord],
-    booking: Booking = NOTHING_BOOKED,
+    usage: Usage = NO_USAGE,
 ) -> None:
     """Write decided rows as one segment: the checkpoint."""
     table = decided if isinstance(decided, pa.Table) else decided_table(decided)
     seen = json.dumps([clip_row(clip_record) for clip_record in clip_records])
-    booked = json.dumps(booking.to_json())
-    metadata = {_CLIPS_KEY: seen.encode(), _BOOKING_KEY: booked.encode()}
+    used = json.dumps(usage.to_json())
+    metadata = {_CLIPS_KEY: seen.encode(), _USAGE_KEY: used.encode()}
     table = table.replace_schema_metadata(metadata)
     build.store.write_bytes(path, parquet_bytes(table, SEGMENT_GROUP_ROWS))
 
@@ -338,7 +338,7 @@ def write_resolved(
     shard: int,
     decided: list[Decided] | pa.Table,
     clips: Iterable[pa.Table] = (),
-    booking: Booking = NOTHING_BOOKED,
+    usage: Usage = NO_USAGE,
 ) -> None:
     """Write what a shard's first resolve found; the segment last: its batches are frozen then.
 
@@ -347,11 +347,11 @@ def write_resolved(
         shard: Number of the shard.
         decided: The rows that are decided.
         clips: What is known of the shard's clips.
-        booking: Engine time.
+        usage: Engine time.
     """
     known = pa.concat_tables([clip_table([]), *clips]).combine_chunks()
     build.store.write_bytes(clips_path(shard), parquet_bytes(known, SEGMENT_GROUP_ROWS))
-    write_segment(build, resolved_path(shard), decided, [], booking)
+    write_segment(build, resolved_path(shard), decided, [], usage)
 
 
 class Segment:
@@ -416,10 +416,10 @@ class Segment:
         ]
 
     @property
-    def booking(self) -> Booking:
+    def usage(self) -> Usage:
         """The engine time that is kept with the batch."""
-        found = self._metadata.get(_BOOKING_KEY)
-        return Booking.from_json(json.loads(found)) if found else NOTHING_BOOKED
+        found = self._metadata.get(_USAGE_KEY)
+        return Usage.from_json(json.loads(found)) if found else NO_USAGE
 
     def clip_records(self) -> list[ClipRecord]:
         """What the batch's fetches told of its clips."""

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from earwitness.audio.facts import sound_of
-from earwitness.builds.account import Account, booked
+from earwitness.builds.account import Account, total_usage
 from earwitness.builds.account import generated as cost_of
 from earwitness.builds.batch import (
     Decided,
@@ -38,7 +38,7 @@ from earwitness.cache.tables import (
     outcome_table,
     uri_key,
 )
-from earwitness.engine.usage import NOTHING_BOOKED
+from earwitness.engine.usage import NO_USAGE
 from earwitness.errors import BuildDamagedError, LedgerError, ShardFailedError
 from earwitness.heap import trim_heap
 from earwitness.identity import cache_key
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
     from earwitness.builds.layout import Build, StoredFile
-    from earwitness.engine.usage import Booking
+    from earwitness.engine.usage import Usage
     from earwitness.records import Message, Outcome, PlannedRow, Rejection
 
 CHUNK_ROWS = 1024
@@ -62,7 +62,7 @@ def persist_shard(
     segments: Iterable[str] = (),
     engine: str = "",
     worker: str = "",
-    booking: Booking = NOTHING_BOOKED,
+    usage: Usage = NO_USAGE,
 ) -> Receipt:
     """Write a finished shard's data, rejections, outcomes and clips, and last its receipt.
 
@@ -72,7 +72,7 @@ def persist_shard(
         segments: Paths of these, as far as known; a listing might not show the last ones yet.
         engine: Version of the engine that was asked; empty when nothing was.
         worker: Name of the worker that did the shard; empty without one.
-        booking: Engine time that no segment holds yet.
+        usage: Engine time that no segment holds yet.
 
     Returns:
         The receipt; the one that is there already where another attempt was first.
@@ -113,7 +113,7 @@ def persist_shard(
         files=tuple(files),
         engine=engine,
         worker=worker,
-        account=ledger.asked + booked([*(one.booking for one in join.segments), booking]),
+        account=ledger.asked + total_usage([*(one.usage for one in join.segments), usage]),
     )
     if not build.published:
         build.store.write_bytes(receipt_path(shard), receipt.to_bytes())

@@ -158,8 +158,8 @@ def resolve_shard(runtime: Runtime, build: Build, shard: int) -> Resolved:
     parts = json.dumps(batches.parts).encode()
     build.store.write_bytes(f"{work_path(shard)}/batches.json", parts)
     decided = pa.concat_tables([decided_table([]), *tables]).combine_chunks()
-    with runtime.booked() as booking:  # next to nothing, but it says whose attempt this is
-        write_resolved(build, shard, decided, clips.tables, booking)
+    with runtime.usage() as usage:  # next to nothing, but it says whose attempt this is
+        write_resolved(build, shard, decided, clips.tables, usage)
     return _resolved(build, shard, [], batches.refs, len(batches.clips))
 
 

@@ -99,7 +99,7 @@ class EngineTime:
 
 
 @dataclass(frozen=True, slots=True)
-class Booking:
+class Usage:
     """Engine time as a checkpoint keeps it.
 
     Attributes:
@@ -120,7 +120,7 @@ class Booking:
         return cls(str(found["attempt"]), EngineTime(*map(float, found["time"])))
 
 
-NOTHING_BOOKED = Booking()
+NO_USAGE = Usage()
 
 
 class _Line:

@@ -240,17 +240,17 @@ def test_what_a_failed_checkpoint_did_not_keep_is_for_the_next(
     monkeypatch.setenv("EARWITNESS_SCRATCH", str(tmp_path))
     engine = given_engine(start_stand_in(*PACE).url)
     with running(BuildSettings(manifest="m", output="o", engine=engine), None) as runtime:
-        with runtime.booked() as nothing:
+        with runtime.usage() as nothing:
             assert nothing.time == EngineTime()
         runtime.run(runtime.engine.ask(question("What?")))
-        with pytest.raises(OSError, match="full"), runtime.booked() as lost:
+        with pytest.raises(OSError, match="full"), runtime.usage() as lost:
             raise OSError("the disk is full")
-        with runtime.booked() as kept:
+        with runtime.usage() as kept:
             pass
         assert kept.time.values() == pytest.approx(lost.time.values())
         assert kept.time.busy_s >= LATENCY_S / SLOTS
         assert kept.attempt == lost.attempt != ""
-        with runtime.booked() as again:
+        with runtime.usage() as again:
             assert again.time.values() == pytest.approx((0,) * 6, abs=1e-9)
 
 

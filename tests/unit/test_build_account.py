@@ -18,10 +18,10 @@ from earwitness.builds.account import (
     account_lines,
     amount,
     basis_of,
-    booked,
     choose_basis,
     estimate,
     span,
+    total_usage,
 )
 from earwitness.builds.batch import Decided, Segment, write_resolved, write_segment
 from earwitness.builds.card import dataset_card
@@ -30,7 +30,7 @@ from earwitness.builds.persist import persist_shard
 from earwitness.builds.publish import known_basis, publish_build
 from earwitness.builds.retry import build_to_retry
 from earwitness.check import Report
-from earwitness.engine.usage import Booking, EngineTime
+from earwitness.engine.usage import EngineTime, Usage
 from earwitness.errors import BuildNotFoundError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def facts(account: Account = COST, reused: int = 0, price: float | None = None) 
 
 @given(st.lists(st.lists(st.floats(0, 1e6), min_size=6, max_size=6), max_size=8))
 def test_the_account_of_a_shard_is_the_sum_of_its_checkpoints(times: list[list[float]]):
-    found = booked(Booking("a", EngineTime(*time)) for time in times)
+    found = total_usage(Usage("a", EngineTime(*time)) for time in times)
     sums = [sum(time[number] for time in times) for number in range(6)]
     told = list(found.model_dump().values())[:6]
     assert told[:4] == pytest.approx(sums[:4], abs=1e-3)
@@ -61,8 +61,8 @@ def test_the_account_of_a_shard_is_the_sum_of_its_checkpoints(times: list[list[f
 
 
 def test_a_shard_with_checkpoints_of_several_processes_was_interrupted():
-    assert booked([Booking("a"), Booking("b"), Booking("b")]).interrupted == 1
-    assert booked([Booking("a"), Booking(), Booking("a")]).interrupted == 0
+    assert total_usage([Usage("a"), Usage("b"), Usage("b")]).interrupted == 1
+    assert total_usage([Usage("a"), Usage(), Usage("a")]).interrupted == 0
 
 
 def test_accounts_of_shards_add_up():
@@ -125,26 +125,26 @@ def test_a_basis_is_found_in_build_json_and_nonsense_there_is_none():
         assert basis_of(nonsense) is None
 
 
-BOOKED = Booking("first", EngineTime(start_s=30, engine_s=100, busy_s=60, prompt_tokens=70))
+USED = Usage("first", EngineTime(start_s=30, engine_s=100, busy_s=60, prompt_tokens=70))
 
 
-def book(build: Build, shard: int, decided: list[Decided], booking: Booking) -> None:
+def use(build: Build, shard: int, decided: list[Decided], usage: Usage) -> None:
     write_resolved(build, shard, [])
     path = f"{work_path(shard)}/batch-00000-0.parquet"
-    write_segment(build, path, decided, [], booking)
+    write_segment(build, path, decided, [], usage)
 
 
 def test_engine_time_is_kept_with_the_checkpoint(tmp_path: Path):
     build = planned(tmp_path)
-    book(build, 0, [answered(0)], BOOKED)
-    assert Segment(build, f"{work_path(0)}/batch-00000-0.parquet").booking == BOOKED
+    use(build, 0, [answered(0)], USED)
+    assert Segment(build, f"{work_path(0)}/batch-00000-0.parquet").usage == USED
 
 
 def test_a_receipt_holds_what_all_attempts_at_its_shard_had(tmp_path: Path):
     build = planned(tmp_path)
-    book(build, 0, [answered(0), answered(1, reused=True)], BOOKED)
-    again = Booking("second", EngineTime(engine_s=10, busy_s=5))
-    account = persist_shard(build, 0, booking=again).account
+    use(build, 0, [answered(0), answered(1, reused=True)], USED)
+    again = Usage("second", EngineTime(engine_s=10, busy_s=5))
+    account = persist_shard(build, 0, usage=again).account
     assert (account.start_s, account.engine_s, account.busy_s) == (30, 110, 65)
     assert account.engine_prompt_tokens == 70
     assert account.interrupted == 1
@@ -167,9 +167,9 @@ def test_a_receipt_of_before_there_were_accounts_is_read(tmp_path: Path):
     del tmp_path
 
 
-def published(folder: Path, name: str, *decided: Decided, booking: Booking, **more: Any) -> Any:
+def published(folder: Path, name: str, *decided: Decided, usage: Usage, **more: Any) -> Any:
     build = planned(folder, rows=2, name=name, **more)
-    book(build, 0, list(decided), booking)
+    use(build, 0, list(decided), usage)
     persist_shard(build, 0)
     return publish_build(build)["account"]
 
@@ -181,11 +181,11 @@ FIRST, SECOND = "b-20261122T000000Z-aaaaaa", "b-20261123T000000Z-bbbbbb"
 def test_a_build_without_a_question_to_the_engine_goes_by_the_last_one_that_had_some(
     tmp_path: Path,
 ):
-    first = published(tmp_path, FIRST, answered(0), answered(1), booking=BOOKED, **PRICE)
+    first = published(tmp_path, FIRST, answered(0), answered(1), usage=USED, **PRICE)
     assert first["basis"]["build"] == FIRST
     assert first["cost"] == 1.3
     reused = [answered(row, reused=True) for row in (0, 1)]
-    second = published(tmp_path, SECOND, *reused, booking=Booking(), **PRICE)
+    second = published(tmp_path, SECOND, *reused, usage=Usage(), **PRICE)
     assert (second["cost"], second["engine_s"]) == (0, 0)
     assert (second["saved_s"], second["saved_cost"]) == (60, 0.6)
     assert second["basis"]["build"] == FIRST
@@ -195,7 +195,7 @@ def test_a_build_without_a_question_to_the_engine_goes_by_the_last_one_that_had_
 
 
 def test_the_card_and_show_tell_what_a_build_cost(tmp_path: Path):
-    account = published(tmp_path, FIRST, answered(0), answered(1), booking=BOOKED, **PRICE)
+    account = published(tmp_path, FIRST, answered(0), answered(1), usage=USED, **PRICE)
     build = Build(str(tmp_path / "out"), FIRST)
     card = build.store.read_bytes("README.md").decode()
     assert "| engine | 1.7 min, 60% busy, 40% waiting for work |" in card
@@ -224,7 +224,7 @@ def test_gates_of_before_there_were_prices_are_read(tmp_path: Path):
 
 
 def test_publishing_again_tells_the_same_account(tmp_path: Path):
-    account = published(tmp_path, FIRST, answered(0), answered(1), booking=BOOKED, **PRICE)
+    account = published(tmp_path, FIRST, answered(0), answered(1), usage=USED, **PRICE)
     build = Build(str(tmp_path / "out"), FIRST)
     build.set_gates(build.gates.model_copy(update={"price_per_hour": 1.0}))
     assert publish_build(build)["account"] == account
@@ -240,7 +240,7 @@ def test_another_price_may_be_named_when_a_build_goes_on(tmp_path: Path):
     build = planned(tmp_path, rows=2, **PRICE)
     assert build.gates.price_per_hour == 36
     build.set_gates(build.gates.model_copy(update={"price_per_hour": 72.0}))
-    book(build, 0, [answered(0), answered(1)], BOOKED)
+    use(build, 0, [answered(0), answered(1)], USED)
     persist_shard(build, 0)
     assert publish_build(build)["account"]["cost"] == 2.6
 
@@ -318,7 +318,7 @@ def sound_manifest(folder: Path, rows: int) -> str:
 
 
 def test_check_estimates_from_the_newest_published_build(tmp_path: Path):
-    published(tmp_path, FIRST, answered(0), answered(1), booking=BOOKED, **PRICE)
+    published(tmp_path, FIRST, answered(0), answered(1), usage=USED, **PRICE)
     words = ("check", sound_manifest(tmp_path, 200), str(tmp_path / "out"), "--sample", "0")
     told = run(*words).stdout
     # 200 answers, of which two took 60 s busy and 100 s in all; at the price of that build
@@ -331,7 +331,7 @@ def test_check_estimates_from_the_newest_published_build(tmp_path: Path):
 
 
 def test_an_output_named_in_the_settings_file_is_looked_at_too(tmp_path: Path):
-    published(tmp_path, FIRST, answered(0), answered(1), booking=BOOKED)
+    published(tmp_path, FIRST, answered(0), answered(1), usage=USED)
     (tmp_path / "e.yaml").write_text(f"output: {tmp_path / 'out'}\n")
     words = ("check", sound_manifest(tmp_path, 2), "--config", str(tmp_path / "e.yaml"))
     told = run(*words, "--sample", "0").stdout

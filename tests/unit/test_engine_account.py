@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from earwitness.engine.endpoints import Endpoint, Endpoints
 from earwitness.engine.sharing import Shares
-from earwitness.engine.usage import Accountant, Booking, EngineTime, Meter, gpus_of
+from earwitness.engine.usage import Accountant, EngineTime, Meter, Usage, gpus_of
 from earwitness.errors import EngineUnavailableError, SettingsError
 from earwitness.progress import EngineLoad, listen
 from earwitness.settings import EngineSettings
@@ -152,8 +152,8 @@ def test_how_full_the_engine_is_is_told_now_and_then(clock):
 
 
 def test_engine_time_is_kept_as_json():
-    booking = Booking("a1", EngineTime(1.5, 2.5, 0.5, 4, 10, 20))
-    assert Booking.from_json(json.loads(json.dumps(booking.to_json()))) == booking
+    usage = Usage("a1", EngineTime(1.5, 2.5, 0.5, 4, 10, 20))
+    assert Usage.from_json(json.loads(json.dumps(usage.to_json()))) == usage
 
 
 class Worker:

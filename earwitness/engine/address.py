@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from earwitness.engine.relay import RUN_HEADER, STRIKES_HEADER
 from earwitness.engine.replies import (
     LARGEST_REPLY_BYTES,
     Setback,
@@ -23,6 +22,7 @@ from earwitness.engine.replies import (
     retry_after_s,
     steady,
 )
+from earwitness.engine.shared import RUN_HEADER, STRIKES_HEADER
 from earwitness.engine.wrong_address import (
     other_server,
     tls_fault,

@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from earwitness.engine.relay import raise_or_verdict
+from earwitness.engine.shared import raise_or_verdict
 from earwitness.errors import CredentialsError, ModelIdentityError, SettingsError
 from earwitness.records import Answer, Reason, Rejection, Stage
 

@@ -18,7 +18,7 @@ a build, where the slots fill and drain, show as what they are.
 
 **Shared engines.** No second is counted twice: while flow runs share a worker's engine each has the
 part that its requests have of all requests there; with no request at all, they share evenly (see
-`sharing`). Who else asks a given address is not known: there a build counts all of the engine's
+`front`). Who else asks a given address is not known: there a build counts all of the engine's
 time from its first question to its last answer.
 
 **Kills.** Time is kept with the checkpoints (the batches' segments, the receipts). What passed

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from earwitness.engine.endpoints import Endpoint, Endpoints
-from earwitness.engine.sharing import Shares
+from earwitness.engine.front import Shares
 from earwitness.engine.usage import Accountant, EngineTime, Meter, Usage, gpus_of
 from earwitness.errors import EngineUnavailableError, SettingsError
 from earwitness.progress import EngineLoad, listen

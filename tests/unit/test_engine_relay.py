@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from earwitness.engine.relay import RelayedRequest, error_json, raise_or_verdict, verdict_json
 from earwitness.engine.replies import Trouble, read_reply
-from earwitness.engine.shared import SharedEngine, shared_engine
+from earwitness.engine.shared import (
+    RelayedRequest,
+    SharedEngine,
+    error_json,
+    raise_or_verdict,
+    shared_engine,
+    verdict_json,
+)
 from earwitness.errors import (
     CredentialsError,
     EarwitnessError,

@@ -339,6 +339,8 @@ def _known_clips(build: Build, shard: int, segments: Iterable[Segment]) -> pa.Ta
         tables = [pq.read_table(file)]
     tables += [clip_table(one.take_clips()) for one in segments]
     clips = pa.concat_tables(tables)
+    known = pc.or_(pc.is_valid(clips["sha256"]), pc.is_valid(clips["reason"]))
+    clips = clips.filter(pc.or_(known, clips["missing"]))
     keys = cast("list[bytes]", clips["key"].to_pylist())
     last = {key: at for at, key in enumerate(keys)}
     return clips.take(pa.array([last[key] for key in sorted(last)], pa.int64()))

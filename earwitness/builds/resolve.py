@@ -14,6 +14,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from earwitness.audio.facts import are_current, judge
 from earwitness.audio.fetch import stat_clips
@@ -25,6 +26,7 @@ from earwitness.builds.batch import (
     Decided,
     RowState,
     Segment,
+    clips_path,
     decided_table,
     missing_clip,
     resolved_path,
@@ -192,7 +194,10 @@ def _known_clips(
 
 
 class _KnownClips:
-    """Collects what is known of a shard's clips before any is fetched: each clip once."""
+    """Collects what is known of a shard's clips before any is fetched: each clip once.
+
+    A clip that no build knows has its stamp alone: a retry of the shard does not ask again.
+    """
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
@@ -207,6 +212,8 @@ class _KnownClips:
                 found.append(missing_clip(uri, known.get(uri)))
             elif uri in known:
                 found.append(replace(known[uri], missing=False))
+            elif isinstance(stamp := stamps[uri], Stamp):
+                found.append(ClipRecord(uri, str(stamp), None))
         self.tables.append(clip_table(found))
 
 
@@ -276,7 +283,9 @@ def _resume(runtime: Runtime, build: Build, shard: int) -> Resolved:
                 clips.update(row.clips)
             yield row
 
-    refs = _gather(runtime, BatchRef(build.uri, shard, 0, 0), planned(), todo)
+    with build.store.open(clips_path(shard)) as file:
+        known = {row["uri"]: row for row in pq.read_table(file).to_pylist()}
+    refs = _gather(runtime, BatchRef(build.uri, shard, 0, 0), planned(), todo, known)
     _expect(runtime, build, shard, len(named))
     found = _resolved(build, shard, list(finished.values()), refs, len(clips))
     refused = sum(asked.values()) - answered
@@ -293,7 +302,11 @@ def _resolved(
 
 
 def _gather(
-    runtime: Runtime, of: BatchRef, rows: Iterable[PlannedRow], todo: dict[int, list[int]]
+    runtime: Runtime,
+    of: BatchRef,
+    rows: Iterable[PlannedRow],
+    todo: dict[int, list[int]],
+    known: dict[str, dict[str, Any]],
 ) -> list[BatchRef]:
     """Lay out the batches that are left; each is written as soon as its last row was read."""
     home = {row: number for number, part in todo.items() for row in part}
@@ -305,7 +318,12 @@ def _gather(
             continue
         waiting[number].append(row)
         if len(waiting[number]) == len(todo[number]):
-            refs.append(_lay_out(runtime, of, number, _as_batch(waiting.pop(number))))
+            batch = _as_batch(waiting.pop(number))
+            for uri, clip in batch.clips.items():
+                if uri in known:
+                    seen = clip_from_row(known[uri])
+                    clip.stamp, clip.seen = seen.stamp, seen
+            refs.append(_lay_out(runtime, of, number, batch))
     return sorted(refs, key=lambda ref: ref.batch)
 
 

@@ -1,8 +1,8 @@
 """The sorted keys of a build's stored tables, and a Bloom filter over them.
 
-    keys/<table>-00000.parquet   (first 8 bytes of key, file, position), sorted by prefix
-    keys/<table>-00000.bloom     16 bits a key
-    keys/<table>.json            the parts in order, each with the files that it covers
+    keys/<table>-00000.parquet         (first 8 bytes of key, file, position), sorted by prefix
+    keys/<table>-00000-bloom.parquet   16 bits a key
+    keys/<table>.json                  the parts in order, each with the files that it covers
 
 A part covers whole files, as many as bound the memory that writing it takes.
 """
@@ -116,7 +116,9 @@ def write_keys(store: Store, table: str, paths: Sequence[str], part_keys: int = 
         name = f"keys/{table}-{len(parts):05d}"
         keys = _sorted([one[:, 0] for one in words], list(files))
         store.write_bytes(f"{name}.parquet", _keys_bytes(keys))
-        store.write_bytes(f"{name}.bloom", _bloom(words).tobytes())
+        store.write_bytes(
+            f"{name}-bloom.parquet", _plain(pa.table({"bits": pa.array(_bloom(words))}))
+        )
         parts.append({"name": name, "files": list(files)})
         words.clear()
         files.clear()
@@ -133,22 +135,17 @@ def write_keys(store: Store, table: str, paths: Sequence[str], part_keys: int = 
 
 def _keys_bytes(keys: Keys) -> bytes:
     """Sorted prefixes stored as differences, files as numbers in a dictionary: half the size."""
-    table = pa.table(
-        {
-            "prefix": pa.array(keys.prefix),
-            "file": pa.array(keys.file),
-            "position": pa.array(keys.position),
-        }
-    )
+    columns = (pa.array(keys.prefix), pa.array(keys.file), pa.array(keys.position))
+    table = pa.table(dict(zip(("prefix", "file", "position"), columns, strict=True)))
+    encoding = {"prefix": "DELTA_BINARY_PACKED", "position": "DELTA_BINARY_PACKED"}
+    return _plain(table, use_dictionary=["file"], column_encoding=encoding)
+
+
+def _plain(table: pa.Table, **options: Any) -> bytes:
+    """A table as Parquet, not compressed: what it holds is random."""
     sink = io.BytesIO()
-    pq.write_table(
-        table,
-        sink,
-        row_group_size=_GROUP_ROWS,
-        compression="none",
-        use_dictionary=["file"],  # type: ignore[arg-type] # the stubs know bool alone
-        column_encoding={"prefix": "DELTA_BINARY_PACKED", "position": "DELTA_BINARY_PACKED"},
-    )
+    options = {"use_dictionary": False, **options}
+    pq.write_table(table, sink, row_group_size=_GROUP_ROWS, compression="none", **options)
     return sink.getvalue()
 
 
@@ -197,7 +194,8 @@ class StoredKeys:
         """Which keys the part's filter does not rule out."""
         bloom = self._filters.get(name)
         if bloom is None:
-            bloom = np.frombuffer(self._store.read_bytes(f"{name}.bloom"), np.uint8)
+            with self._store.open(f"{name}-bloom.parquet") as file:
+                bloom = pq.read_table(file)["bits"].to_numpy()
             self._filters[name] = bloom
         bits = _bits(words, 8 * len(bloom))
         masks = np.uint8(128) >> (bits % np.uint64(8)).astype(np.uint8)

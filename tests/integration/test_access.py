@@ -215,8 +215,7 @@ def test_what_one_build_may_read_another_may_not(
     assert web.downloads["/b.wav"] == downloads
 
     counts = run(allow=night["allow"])
-    assert counts["reused"] == 4, "a refusal is remembered of no clip"
-    assert web.downloads["/b.wav"] == downloads
+    assert counts["answered"] == 4, "a refusal is remembered of no clip"
 
 
 def test_check_obeys_it(night: dict[str, Any]):

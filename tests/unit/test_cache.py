@@ -94,7 +94,7 @@ def test_every_key_is_found_in_whichever_shard_it_lies(
 def test_keys_come_in_parts_that_bound_memory(store: Store):
     paths = [put(store, n, rows({10 * n: "a", 10 * n + 1: "b"})) for n in range(5)]
     write_keys(store, "outcomes", paths, part_keys=3)
-    assert len([path for path in store.sizes("keys") if path.endswith(".bloom")]) == 3
+    assert len([path for path in store.sizes("keys") if path.endswith("-bloom.parquet")]) == 3
     found = values(StoredTable(store, "outcomes"), range(50))
     assert sorted(found) == [0, 1, 10, 11, 20, 21, 30, 31, 40, 41]
 
@@ -164,7 +164,7 @@ def test_rows_of_the_same_shard_and_its_neighbours_are_found_without_the_keys(st
     assert values(lookup, [2, 3, 4], 3) == {2: "2", 3: "3", 4: "4"}
     assert {path.partition("/")[0] for path in opened} == {"outcomes"}
     assert values(lookup, [0, 5], 3) == {0: "0", 5: "5"}
-    assert "keys/outcomes-00000.bloom" in opened
+    assert "keys/outcomes-00000-bloom.parquet" in opened
 
 
 def test_what_was_read_is_not_read_again_for_the_next_batch(store: Store):

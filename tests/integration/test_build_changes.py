@@ -134,6 +134,20 @@ def test_known_bad_clips_are_neither_downloaded_nor_asked_again(night, first_nig
     assert told == [row["earwitness"]["detail"] for row in first_night.published.rejections()]
 
 
+@pytest.mark.parametrize(("status", "reason"), [(404, "clip_missing"), (503, "fetch_failed")])
+def test_what_cannot_be_had_for_one_night_is_neither_downloaded_nor_asked_again(
+    night, status: int, reason: str
+):
+    night.web.statuses["/4.wav"] = status
+    counts = night.build()
+    assert night.asked == 0
+    assert counts["reasons"].get(reason, 0) == 1 + (reason == "clip_missing")
+    night.web.statuses.clear()
+    counts = night.build()
+    assert (night.asked, night.downloaded) == (0, [])
+    assert counts["reused"] == counts["answered"] == ASKED_ROWS
+
+
 def test_one_row_added_is_asked_alone(night):
     url = night.web.put("/new.wav", clip_bytes(night.folder, 77))
     night.records.insert(3, record(url, id=99))

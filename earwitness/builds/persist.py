@@ -336,7 +336,7 @@ def _keys_of(
 def _known_clips(build: Build, shard: int, segments: Iterable[Segment]) -> pa.Table:
     """What is known of a shard's clips, by key: what its batches found, else what was known."""
     with build.store.open(clips_path(shard)) as file:
-        tables = [pq.read_table(file)]
+        tables = [pq.ParquetFile(file).read()]
     tables += [clip_table(one.take_clips()) for one in segments]
     clips = pa.concat_tables(tables)
     known = pc.or_(pc.is_valid(clips["sha256"]), pc.is_valid(clips["reason"]))

@@ -284,7 +284,7 @@ def _resume(runtime: Runtime, build: Build, shard: int) -> Resolved:
             yield row
 
     with build.store.open(clips_path(shard)) as file:
-        known = {row["uri"]: row for row in pq.read_table(file).to_pylist()}
+        known = {row["uri"]: row for row in pq.ParquetFile(file).read().to_pylist()}
     refs = _gather(runtime, BatchRef(build.uri, shard, 0, 0), planned(), todo, known)
     _expect(runtime, build, shard, len(named))
     found = _resolved(build, shard, list(finished.values()), refs, len(clips))

@@ -285,11 +285,16 @@ def recall_rows(
     outcomes = outcomes or outcomes_of(build)
     again = set(build.gates.retry_reasons)
 
+    rights: dict[bytes, Outcome] = {}
+
     def right(known: dict[str, Any]) -> bool:
         if known["reason"] in TRANSIENT_REASONS:
             return False
-        outcome = outcome_from_row("", known)
-        return still_right(outcome, settings.max_tokens, settings.engine.max_model_len)
+        outcome = outcome_from_row(known["key"].hex(), known)
+        if not still_right(outcome, settings.max_tokens, settings.engine.max_model_len):
+            return False
+        rights[known["key"]] = outcome
+        return True
 
     keys = [bytes.fromhex(row.cache_key) for row in rows if row.cache_key]
     found = outcomes.find(
@@ -300,14 +305,14 @@ def recall_rows(
         surely=lambda known: known["reason"] is None,
     )
     for row in rows:
-        known = found.get(bytes.fromhex(row.cache_key)) if row.cache_key else None
+        key = bytes.fromhex(row.cache_key)
+        known = found.get(key)
         if known is None or known["reason"] in again:
             continue
         if known["reason"] in TRANSIENT_REASONS:
             row.strikes = known["strikes"] or 0
-        elif right(known):
-            outcome = outcome_from_row(row.cache_key, known)
-            row.outcome, row.reused = replace(outcome, clips=row.heard), True
+        elif key in rights:
+            row.outcome, row.reused = replace(rights[key], clips=row.heard), True
 
 
 def recall_batch(build: Build, memory: ShardMemory, batch: Batch, shard: int) -> None:

@@ -71,7 +71,8 @@ def _words(keys: bytes | pa.Buffer) -> NDArray[np.uint64]:
 def _read_words(store: Store, path: str) -> NDArray[np.uint64]:
     try:
         with store.open(path) as file:
-            column = pq.read_table(file, columns=["key"])["key"]
+            # read_table would import pyarrow.dataset, a third of a second
+            column = pq.ParquetFile(file).read(["key"])["key"]
     except FileNotFoundError:  # removed since it was listed
         return _words(b"")
     parts: list[Any] = column.chunks
@@ -195,7 +196,7 @@ class StoredKeys:
         bloom = self._filters.get(name)
         if bloom is None:
             with self._store.open(f"{name}-bloom.parquet") as file:
-                bloom = pq.read_table(file)["bits"].to_numpy()
+                bloom = pq.ParquetFile(file).read()["bits"].to_numpy()
             self._filters[name] = bloom
         bits = _bits(words, 8 * len(bloom))
         masks = np.uint8(128) >> (bits % np.uint64(8)).astype(np.uint8)

@@ -415,6 +415,11 @@ class Segment:
             for row in table.to_pylist()
         ]
 
+    def decided(self) -> Iterator[Decided]:
+        """All decided rows, a row group in memory at a time."""
+        for group in range(len(self.rows)):
+            yield from self.read_group(group)
+
     @property
     def usage(self) -> Usage:
         """The engine time that is kept with the batch."""

@@ -75,7 +75,7 @@ class SeenBuild:
         return "build.json" in self.entries
 
     @property
-    def untold(self) -> bool:
+    def unknown(self) -> bool:
         """True when something is there, and nothing that says what it is."""
         return bool(self.entries) and not self.planned and not self.published
 
@@ -148,7 +148,7 @@ def choose_old(seen: list[SeenBuild], pointed: str, keep: int, unpublished_after
             one.why = _overtaken(one, newest_at, keep, unpublished_after_s)
         elif not one.entries and one.quiet_s() >= _EMPTY_S:
             one.why = "an empty folder"
-        elif one.untold and one.quiet_s() >= unpublished_after_s:
+        elif one.unknown and one.quiet_s() >= unpublished_after_s:
             one.why = "its planning did not finish"
     _keep_sources(seen)
 

@@ -88,7 +88,7 @@ def persist_shard(
     with scratch_folder() as folder:
         join = _Join(build, shard, segments)
         ledger = _Ledger(join.resolved)
-        known = _known_clips(build, shard, join.segments)
+        known = _clips_to_keep(build, shard, join.segments)
         clips = TableFile(build, shard, folder, "clips", CLIP_SCHEMA)
         clips.add(known)
         trim_heap()
@@ -318,10 +318,9 @@ class _Outcomes:
 
 
 def _keys_of(
-    build: Build, rows: Iterable[tuple[tuple[str, ...], tuple[Message, ...]]], clips: pa.Table
+    build: Build, rows: list[tuple[tuple[str, ...], tuple[Message, ...]]], clips: pa.Table
 ) -> Iterator[bytes]:
     """The cache keys of rows, as far as the sounds of their clips are known."""
-    rows = list(rows)
     wanted = pa.array({uri_key(uri) for uris, _ in rows for uri in uris}, pa.binary(32))
     known = clips.filter(pc.is_in(clips["key"], wanted)).to_pylist()
     facts = {row["uri"]: clip_from_row(row).facts for row in known}
@@ -333,7 +332,7 @@ def _keys_of(
             yield bytes.fromhex(cache_key(sounds, messages, question))
 
 
-def _known_clips(build: Build, shard: int, segments: Iterable[Segment]) -> pa.Table:
+def _clips_to_keep(build: Build, shard: int, segments: Iterable[Segment]) -> pa.Table:
     """What is known of a shard's clips, by key: what its batches found, else what was known."""
     with build.store.open(clips_path(shard)) as file:
         tables = [pq.ParquetFile(file).read()]

@@ -123,12 +123,7 @@ def read_planned(build: Build) -> Iterator[PlannedRow]:
 
 def open_outcomes(build: Build, shard: int) -> list[Decided]:
     """What is decided of a shard that is not finished; an outcome that will pass comes last."""
-    found = [
-        one
-        for segment in open_segments(build, shard)
-        for group in range(len(segment.rows))
-        for one in segment.read_group(group)
-    ]
+    found = [one for segment in open_segments(build, shard) for one in segment.decided()]
     return sorted(found, key=lambda one: _passing(one.outcome.rejection))
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from earwitness.builds.batch import Segment, stands
 from earwitness.builds.layout import Build
 from earwitness.cache import Lookup, StoredTable
-from earwitness.cache.tables import clip_row, outcome_row, uri_key
+from earwitness.cache.tables import clip_table, outcome_table
 from earwitness.errors import BuildNotFoundError, BuildVersionError
 from earwitness.storage import Store
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
-    from earwitness.builds.batch import Decided
     from earwitness.builds.layout import Plan
     from earwitness.cache.lookup import Source
+    from earwitness.records import Outcome
 
 _READERS = 16
 
@@ -128,11 +128,6 @@ class _UnfinishedShards:
         self._lock = threading.Lock()
         self._rows: dict[bytes, dict[str, Any]] | None = None
 
-    def near(self, keys: Sequence[bytes], shard: int) -> Iterator[dict[str, Any]]:
-        """As `find`."""
-        del shard
-        return self.find(keys)
-
     def find(self, keys: Sequence[bytes]) -> Iterator[dict[str, Any]]:
         """Rows that the checkpoints hold under some of these keys."""
         with self._lock:
@@ -147,20 +142,17 @@ class _UnfinishedShards:
             try:
                 segment = Segment(self._build, path)
                 if self._outcomes:
-                    yield from _outcome_rows(segment)
+                    yield from outcome_table(_to_reuse(segment)).to_pylist()
                 else:
-                    for seen in segment.clip_records():
-                        yield {"key": uri_key(seen.uri), **clip_row(seen)}
+                    yield from clip_table(segment.clip_records()).to_pylist()
             except FileNotFoundError:
                 continue  # published, or removed, just now
 
 
-def _outcome_rows(segment: Segment) -> Iterator[dict[str, Any]]:
-    decided: Iterator[Decided] = (
-        one for group in range(len(segment.rows)) for one in segment.read_group(group)
-    )
-    for one in decided:
+def _to_reuse(segment: Segment) -> Iterator[Outcome]:
+    """The outcomes of a checkpoint that another build may use, and strikes."""
+    for one in segment.decided():
         outcome = one.outcome
         struck = outcome.rejection is not None and outcome.rejection.strikes
         if outcome.cache_key and not one.reused and (stands(outcome) or struck):
-            yield {"key": bytes.fromhex(outcome.cache_key), **outcome_row(outcome)}
+            yield outcome

@@ -241,11 +241,9 @@ def recall_duplicates(build: Build, memory: ShardMemory, rows: Sequence[RowState
 
 def _stored(build: Build, path: str, keys: Collection[str]) -> Iterator[Decided]:
     """The rows of a segment that have one of these cache keys."""
-    segment = Segment(build, path)
-    for group in range(len(segment.rows)):
-        for one in segment.read_group(group):
-            if one.outcome.cache_key in keys:
-                yield one
+    for one in Segment(build, path).decided():
+        if one.outcome.cache_key in keys:
+            yield one
 
 
 def key_rows(batch: Batch, question: str) -> list[RowState]:

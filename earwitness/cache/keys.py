@@ -136,8 +136,13 @@ def write_keys(store: Store, table: str, paths: Sequence[str], part_keys: int = 
 
 def _keys_bytes(keys: Keys) -> bytes:
     """Sorted prefixes stored as differences, files as numbers in a dictionary: half the size."""
-    columns = (pa.array(keys.prefix), pa.array(keys.file), pa.array(keys.position))
-    table = pa.table(dict(zip(("prefix", "file", "position"), columns, strict=True)))
+    table = pa.table(
+        {
+            "prefix": pa.array(keys.prefix),
+            "file": pa.array(keys.file),
+            "position": pa.array(keys.position),
+        }
+    )
     encoding = {"prefix": "DELTA_BINARY_PACKED", "position": "DELTA_BINARY_PACKED"}
     return _plain(table, use_dictionary=["file"], column_encoding=encoding)
 

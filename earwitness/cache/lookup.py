@@ -39,9 +39,6 @@ _SHARD = re.compile(r"shard-(\d+)-[0-9a-f]{8}\.parquet")
 class Source(Protocol):
     """One build's rows of one table."""
 
-    def near(self, keys: Sequence[bytes], shard: int) -> Iterator[Row]:
-        """Rows that a shard and its neighbours hold under some of these keys."""
-
     def find(self, keys: Sequence[bytes]) -> Iterator[Row]:
         """Rows that the build holds under some of these keys."""
 
@@ -54,7 +51,7 @@ class Lookup:
         sources: All builds, newest first, the base among them.
     """
 
-    def __init__(self, base: Source | None, sources: Sequence[Source]) -> None:
+    def __init__(self, base: StoredTable | None, sources: Sequence[Source]) -> None:
         self._base = base
         self._sources = sources
 
